@@ -1,0 +1,1 @@
+"""Bytes <-> values.  Pure functions: no files, no clock, no randomness (salts are passed in).  docs/format.md is their specification."""

@@ -1,0 +1,89 @@
+"""A key slot: the repository's key bundle, sealed with a key that Argon2id (RFC 9106) makes of a password.
+
+The parameters stand in the clear behind the fixed header (memory in KiB, iterations, lanes: u32 LE each) and are bounded
+before they are used, so that a planted slot cannot exhaust memory.  The header's salt is the salt of Argon2id too.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from snapfs.repo.errors import Damaged, WrongPassword
+from snapfs.repo.format import labels as L
+from snapfs.repo.format import records
+from snapfs.repo.format.crypto import argon2id, equal
+from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
+from snapfs.repo.format.records import Bundle
+
+_COST = struct.Struct("<III")
+
+
+class Cost(NamedTuple):
+    """What deriving a key from a password takes."""
+
+    memory_kib: int = L.ARGON2_MEMORY_KIB
+    iterations: int = L.ARGON2_ITERATIONS
+    lanes: int = L.ARGON2_LANES
+
+
+def seal_slot(bundle: Bundle, password: bytes, cost: Cost, repository: bytes, salt: bytes) -> bytes:
+    """The bytes of a key slot's file."""
+    key = argon2id(password, salt, *cost)
+    sealer = Sealer(key, L.KEY_SLOT, repository, salt, wrap=L.WRAP_PASSWORD, extra=_COST.pack(*cost))
+    return seal_record(sealer, records.encode(bundle), L.EVENT_STEP)
+
+
+def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]:
+    """Raises WrongPassword if this slot is not for this password, Damaged if it is not as written."""
+    header = parse_header(data, where)
+    if header.kind != L.KEY_SLOT or header.wrap != L.WRAP_PASSWORD or len(header.extra) != _COST.size:
+        raise Damaged("not a key slot", where)
+    cost = Cost._make(_COST.unpack(header.extra))
+    if not (
+        1 <= cost.iterations <= L.ARGON2_CAP_ITERATIONS
+        and 1 <= cost.lanes <= L.ARGON2_CAP_LANES
+        and 8 * cost.lanes <= cost.memory_kib <= L.ARGON2_CAP_KIB
+    ):
+        raise Damaged("key derivation parameters out of bounds", where)
+    key = argon2id(password, header.salt, *cost)
+    _, commitment = derive(key, header.salt, L.KEY_SLOT)
+    if not equal(commitment, header.commitment):
+        raise WrongPassword("wrong password: no key slot of this repository opens with it")
+    opener = Opener(key, data, where, L.KEY_SLOT)
+    return header, records.decode(Bundle, open_record(opener, data), where)
+
+
+def seal_record(sealer: Sealer, record: bytes, step: int) -> bytes:
+    """A whole object that holds one record: header, frame 0, and a padding frame up to the next multiple of `step` bytes."""
+    head, body = sealer.frame(sealer.number(), L.FRAME_RECORD, L.STORED, 1, len(record), record)
+    used = len(sealer.header) + len(head) + len(body)
+    gap = -used % step
+    while 0 < gap < L.FRAME_HEADER_SIZE + L.TAG_SIZE:
+        gap += step
+    padding = b""
+    if gap:
+        zeros = bytes(gap - L.FRAME_HEADER_SIZE - L.TAG_SIZE)
+        padding = b"".join(sealer.frame(sealer.number(), L.FRAME_PADDING, L.STORED, 0, len(zeros), zeros))
+    return b"".join((sealer.header, head, body, padding))
+
+
+def open_record(opener: Opener, data: bytes) -> bytes:
+    """The record in an object made by seal_record; every byte of the object is checked.  Raises Damaged."""
+    at, number, record = len(opener.header), 0, None
+    while at < len(data):
+        head = opener.frame_header(number, data[at : at + L.FRAME_HEADER_SIZE])
+        at += L.FRAME_HEADER_SIZE
+        if head.sealed > len(data) - at:
+            raise Damaged("cut short", opener.where)
+        body = opener.body(number, data[at : at + head.sealed])
+        at += head.sealed
+        if number == 0 and head.kind == L.FRAME_RECORD and head.codec == L.STORED:
+            record = body
+        elif head.kind != L.FRAME_PADDING:
+            break
+        number += 1
+    else:
+        if record is not None:
+            return record
+    raise Damaged("not one record", opener.where)

@@ -1,0 +1,101 @@
+"""Every derivation label, magic number and size limit of the format, in one place (docs/format.md, "Constants")."""
+
+from __future__ import annotations
+
+from snapfs.repo.model import Kind, KiB, MiB
+
+MAGIC = b"snapfs\r\n"
+FORMAT_VERSION = 1
+
+SUITE_AES_256_GCM = 1
+WRAP_REPOSITORY = 0
+"""The object's key is derived from a named key of the bundle."""
+WRAP_PASSWORD = 1
+"""The object's key is derived from a password with Argon2id; its parameters follow the fixed header."""
+
+HEADER_SIZE = 104
+FRAME_HEADER_SIZE = 32
+TAIL_SIZE = 32
+TAG_SIZE = 16
+KEY_SIZE = 32
+SALT_SIZE = 32
+ID_SIZE = 32
+
+# Kinds of object (envelope.Header.kind).
+DATA_VOLUME = 1
+TREE_VOLUME = 2
+EVENT = 3
+CONFIG = 4
+KEY_SLOT = 5
+
+# Kinds of frame.
+FRAME_PADDING = 0
+FRAME_BLOBS = 1
+FRAME_DIRECTORY = 2
+FRAME_RECORD = 3
+
+STORED = 0
+ZSTD = 1
+
+JOINED_DATA = 256 * KiB
+"""Plaintext of a data frame that joins several blobs, at most."""
+JOINED_TREE = 128 * KiB
+JOINED_BLOBS = 1024
+FRAME_PLAIN_LIMIT = 4 * MiB + 4 * JOINED_BLOBS
+"""Readers refuse a frame whose plaintext is longer: a 4 MiB blob and its length words."""
+DIRECTORY_PART_BLOBS = 32768
+FRAMES_PER_VOLUME = 1 << 16
+BLOBS_PER_VOLUME = 1 << 24
+VOLUME_SIZE = 64 * MiB
+VOLUME_SIZE_LIMIT = 1024 * MiB
+PADDING_STEP = 4 * KiB
+EVENT_STEP = KiB
+
+INLINE_CONTENT = 64
+INLINE_EXTENTS = 8
+INLINE_XATTR = KiB
+INLINE_HOLES = 8
+NAME_LIMIT = 255
+
+# Paging of directories, content lists and hole maps (records.PageRule).
+PAGE_MINIMUM = 2 * KiB
+PAGE_MAXIMUM = 32 * KiB
+PAGE_MASK = 0x3F
+"""A page ends after an entry whose keyed hash has these bits clear: one in 64."""
+
+# Argon2id (RFC 9106): what is made, and what is accepted.
+ARGON2_MEMORY_KIB = 128 * 1024
+ARGON2_ITERATIONS = 3
+ARGON2_LANES = 4
+ARGON2_FLOOR_KIB = 64 * 1024
+ARGON2_CAP_KIB = 2 * 1024 * 1024
+ARGON2_CAP_ITERATIONS = 64
+ARGON2_CAP_LANES = 64
+
+# HKDF-SHA256 info strings.
+PREFIX = b"snapfs/1/"
+OBJECT_LABELS = {
+    DATA_VOLUME: PREFIX + b"object/data",
+    TREE_VOLUME: PREFIX + b"object/tree",
+    EVENT: PREFIX + b"object/event",
+    CONFIG: PREFIX + b"object/config",
+    KEY_SLOT: PREFIX + b"object/key slot",
+}
+OBJECT_KEYS = {DATA_VOLUME: b"data", TREE_VOLUME: b"tree", EVENT: b"event", CONFIG: b"config"}
+"""The named key of the bundle that seals each kind of object."""
+NAMED_KEYS = (b"id", b"chunker", b"data", b"tree", b"event", b"config", b"index")
+
+ID_LABELS = {
+    Kind.CONTENT: PREFIX + b"id/content",
+    Kind.DIRECTORY: PREFIX + b"id/directory",
+    Kind.LIST: PREFIX + b"id/list",
+    Kind.HOLES: PREFIX + b"id/holes",
+    Kind.XATTR: PREFIX + b"id/xattr",
+}
+SNAPSHOT_ID_LABEL = PREFIX + b"id/snapshot"
+PAGE_LABEL = PREFIX + b"page"
+"""Of the key (derived from "id") that hashes names and ids for paging."""
+INDEX_TAG_LABEL = PREFIX + b"index tag"
+SALT_LABEL = PREFIX + b"salt"
+GEAR_LABEL = b"snapfs/1/gear table"
+"""Message hashed by keyed BLAKE3 (key "chunker") into the chunker's table of 256 little-endian 64-bit words."""

@@ -1,0 +1,237 @@
+"""Records <-> bytes: MessagePack arrays of int, bin, array and nil (and bool), in the one encoding msgspec gives (shortest ints).
+
+Whatever is decoded is checked before anyone uses it: names above all, since a repository may be somebody else's.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from snapfs.repo.errors import Damaged, UnsupportedFormat
+from snapfs.repo.format import labels as L
+from snapfs.repo.model import MAX_BLOB, KiB, Node, NodeType, Snapshot
+
+VERSION = 1
+
+
+class Page(msgspec.Struct, array_like=True, frozen=True):
+    """A page of a directory, content list or hole map.  Level 0 holds nodes, extents or holes; above, Branches.
+
+    Entries stay raw until they are used, so that copying one keeps fields that this version does not know.
+    """
+
+    version: int
+    level: int
+    entries: list[msgspec.Raw]
+
+
+class Branch(msgspec.Struct, array_like=True, frozen=True):
+    """One page, as its parent page names it: sums are over everything below it."""
+
+    first: bytes | None
+    """Name of the first entry below (directories); None for lists."""
+    entries: int
+    """Level-0 entries below."""
+    bytes: int
+    """Logical bytes below."""
+    id: bytes
+    nodes: int = 0
+    """Directories: nodes below, those in subdirectories too."""
+    files: int = 0
+
+
+class KeyEntry(msgspec.Struct, array_like=True, frozen=True):
+    name: bytes
+    epoch: int
+    key: bytes
+
+
+class Bundle(msgspec.Struct, array_like=True, frozen=True):
+    """What a key slot wraps: the repository's keys and a copy of the config record."""
+
+    version: int
+    role: int
+    """1: everything."""
+    keys: tuple[KeyEntry, ...]
+    config: bytes
+
+
+class Config(msgspec.Struct, array_like=True, frozen=True):
+    """The parameters of a repository, fixed at init.  Feature sets name what a program must know to read, write or prune."""
+
+    version: int
+    repository: bytes
+    read_features: tuple[bytes, ...]
+    write_features: tuple[bytes, ...]
+    prune_features: tuple[bytes, ...]
+    chunk_minimum: int
+    chunk_average: int
+    chunk_maximum: int
+    volume_size: int
+    created: int
+
+
+class Head(msgspec.Struct, array_like=True, frozen=True):
+    """The newest event a client had seen of some chain: (client, sequence number, name of the event's file as 32 bytes)."""
+
+    client: bytes
+    sequence: int
+    name: bytes
+
+
+class EventBody(msgspec.Struct, array_like=True, frozen=True):
+    """What happened: `type` says which of the fields count (see the EVENT_ constants)."""
+
+    type: int
+    snapshot: bytes | None = None
+    """SNAPSHOT, CHECKPOINT: the encoded Snapshot."""
+    ids: tuple[bytes, ...] = ()
+    """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED: the slot's name."""
+    tags: tuple[bytes, ...] = ()
+    """TAGS: the tags from now on.  KEY_ADDED: label, host and user."""
+
+
+class Event(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+    client: bytes
+    sequence: int
+    heads: tuple[Head, ...]
+    time: int
+    body: EventBody
+
+
+EVENT_SNAPSHOT, EVENT_CHECKPOINT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_KEY_ADDED = range(1, 7)
+
+T = TypeVar("T")
+encode = msgspec.msgpack.Encoder().encode
+encode_into = msgspec.msgpack.Encoder().encode_into
+_page = msgspec.msgpack.Decoder(Page).decode
+_node = msgspec.msgpack.Decoder(Node).decode
+_branch = msgspec.msgpack.Decoder(Branch).decode
+_extent = msgspec.msgpack.Decoder(tuple[bytes | None, int]).decode
+_hole = msgspec.msgpack.Decoder(tuple[int, int]).decode
+
+
+def decode(kind: type[T], data: bytes | msgspec.Raw, where: str) -> T:
+    """Decode a record of this type.  Raises Damaged, or UnsupportedFormat for a newer version of it."""
+    try:
+        found = msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Damaged(f"{kind.__name__.lower()} record does not decode: {error}", where) from error
+    if getattr(found, "version", VERSION) > VERSION:
+        raise UnsupportedFormat(f"{where}: a newer kind of {kind.__name__.lower()} record: install a newer snapfs")
+    return found
+
+
+def encode_page(level: int, entries: list[msgspec.Raw]) -> bytes:
+    return encode(Page(VERSION, level, entries))
+
+
+def decode_page(data: bytes, where: str) -> Page:
+    try:
+        page = _page(data)
+    except msgspec.DecodeError as error:
+        raise Damaged("a page that does not decode", where) from error
+    if page.version > VERSION:
+        raise UnsupportedFormat(f"{where}: a newer kind of page: install a newer snapfs")
+    if not page.entries or page.level > 16:
+        raise Damaged("a page without entries or too deep", where)
+    return page
+
+
+def decode_node(raw: msgspec.Raw | bytes, where: str) -> Node:
+    """A directory's entry, checked: a type that exists, a name that is one, and sizes that can be."""
+    try:
+        node = _node(raw)
+    except msgspec.DecodeError as error:
+        raise Damaged("an entry that does not decode", where) from error
+    check_name(node.name, where)
+    check_node(node, where)
+    return node
+
+
+def check_name(name: bytes, where: str) -> None:
+    """Raise Damaged unless `name` may be one component of a path."""
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name or len(name) > L.NAME_LIMIT:
+        raise Damaged(f"hostile name {name[:40]!r}", where)
+
+
+def check_node(node: Node, where: str) -> None:
+    kind = node.type
+    if not NodeType.FILE <= kind <= NodeType.SOCKET:
+        raise Damaged(f"entry {node.name!r} is of unknown type {kind}", where)
+    for blob in (node.root, *(() if node.blobs is None else (b for b, _ in node.blobs))):
+        if blob is not None and len(blob) != L.ID_SIZE:
+            raise Damaged(f"entry {node.name!r} has a bad id", where)
+    if kind == NodeType.FILE:
+        if node.size is None or node.size < 0:
+            raise Damaged(f"file {node.name!r} without a size", where)
+        if node.root is None and _content_length(node) != node.size:
+            raise Damaged(f"file {node.name!r} is not as long as it says", where)
+    elif kind == NodeType.SYMLINK:
+        if not node.data or b"\0" in node.data:
+            raise Damaged(f"symbolic link {node.name!r} with a bad target", where)
+    elif kind in (NodeType.CHARACTER, NodeType.BLOCK) and node.device is None:
+        raise Damaged(f"device {node.name!r} without a number", where)
+
+
+def _content_length(node: Node) -> int:
+    if node.blobs is None:
+        return len(node.data or b"")
+    if any(length <= 0 or (blob is not None and length > MAX_BLOB) for blob, length in node.blobs):
+        return -1
+    return sum(length for _, length in node.blobs)
+
+
+def decode_branch(raw: msgspec.Raw, where: str) -> Branch:
+    try:
+        branch = _branch(raw)
+    except msgspec.DecodeError as error:
+        raise Damaged("a page entry that does not decode", where) from error
+    if len(branch.id) != L.ID_SIZE or branch.entries <= 0 or min(branch.bytes, branch.nodes, branch.files) < 0:
+        raise Damaged("a page entry with bad sums", where)
+    return branch
+
+
+def decode_extent(raw: msgspec.Raw, where: str) -> tuple[bytes | None, int]:
+    try:
+        blob, length = _extent(raw)
+    except msgspec.DecodeError as error:
+        raise Damaged("an extent that does not decode", where) from error
+    if length <= 0 or (blob is not None and (len(blob) != L.ID_SIZE or length > MAX_BLOB)):
+        raise Damaged("a bad extent", where)
+    return blob, length
+
+
+def decode_hole(raw: msgspec.Raw, where: str) -> tuple[int, int]:
+    try:
+        offset, length = _hole(raw)
+    except msgspec.DecodeError as error:
+        raise Damaged("a hole that does not decode", where) from error
+    if offset < 0 or length <= 0:
+        raise Damaged("a bad hole", where)
+    return offset, length
+
+
+def decode_snapshot(data: bytes, where: str) -> Snapshot:
+    snapshot = decode(Snapshot, data, where)
+    if not snapshot.root.is_dir or snapshot.root.name:
+        raise Damaged("a snapshot whose root is no directory", where)
+    check_node(snapshot.root, where)
+    return snapshot
+
+
+def check_config(config: Config, where: str) -> Config:
+    """Refuse parameters that cannot be, and features this program does not know."""
+    unknown = [f.decode("ascii", "replace") for f in config.read_features]
+    if unknown:
+        raise UnsupportedFormat(f"{where}: needs {', '.join(unknown)}: install a newer snapfs")
+    if not (
+        64 <= config.chunk_minimum < config.chunk_average < config.chunk_maximum <= MAX_BLOB
+        and config.chunk_average & (config.chunk_average - 1) == 0
+        and 256 * KiB <= config.volume_size <= L.VOLUME_SIZE_LIMIT
+    ):
+        raise Damaged("impossible parameters", where)
+    return config
