@@ -15,6 +15,7 @@ from snapfs.repo.format import records
 from snapfs.repo.format.crypto import argon2id, equal
 from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
 from snapfs.repo.format.records import Bundle
+from snapfs.repo.format.sealed import open_record, seal_record
 
 _COST = struct.Struct("<III")
 
@@ -52,38 +53,3 @@ def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]
         raise WrongPassword("wrong password: no key slot of this repository opens with it")
     opener = Opener(key, data, where, L.KEY_SLOT)
     return header, records.decode(Bundle, open_record(opener, data), where)
-
-
-def seal_record(sealer: Sealer, record: bytes, step: int) -> bytes:
-    """A whole object that holds one record: header, frame 0, and a padding frame up to the next multiple of `step` bytes."""
-    head, body = sealer.frame(sealer.number(), L.FRAME_RECORD, L.STORED, 1, len(record), record)
-    used = len(sealer.header) + len(head) + len(body)
-    gap = -used % step
-    while 0 < gap < L.FRAME_HEADER_SIZE + L.TAG_SIZE:
-        gap += step
-    padding = b""
-    if gap:
-        zeros = bytes(gap - L.FRAME_HEADER_SIZE - L.TAG_SIZE)
-        padding = b"".join(sealer.frame(sealer.number(), L.FRAME_PADDING, L.STORED, 0, len(zeros), zeros))
-    return b"".join((sealer.header, head, body, padding))
-
-
-def open_record(opener: Opener, data: bytes) -> bytes:
-    """The record in an object made by seal_record; every byte of the object is checked.  Raises Damaged."""
-    at, number, record = len(opener.header), 0, None
-    while at < len(data):
-        head = opener.frame_header(number, data[at : at + L.FRAME_HEADER_SIZE])
-        at += L.FRAME_HEADER_SIZE
-        if head.sealed > len(data) - at:
-            raise Damaged("cut short", opener.where)
-        body = opener.body(number, data[at : at + head.sealed])
-        at += head.sealed
-        if number == 0 and head.kind == L.FRAME_RECORD and head.codec == L.STORED:
-            record = body
-        elif head.kind != L.FRAME_PADDING:
-            break
-        number += 1
-    else:
-        if record is not None:
-            return record
-    raise Damaged("not one record", opener.where)

@@ -1,0 +1,61 @@
+"""The contract of a place that keeps objects.  An object is written once, becomes visible whole or not at all, and is never changed.
+
+Names are relative paths of ASCII letters, digits, `-`, `.` and `/` ("data/ab/abcd...").  Every failure is a StorageError (or
+RepositoryNotFound from `open`), never an empty answer: a list that could not be read is not an empty list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class NewObject(Protocol):
+    """An object that is being written and that nobody else sees yet.  Leave it by publish() or discard()."""
+
+    def write(self, *parts: bytes) -> None:
+        """Append."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read back what was written: fewer bytes only at the end."""
+
+    def sync(self) -> None:
+        """Make the bytes durable.  A failure condemns this object: write it again elsewhere, never retry."""
+
+    def publish(self, name: str) -> None:
+        """Give it its name.  Durable after Storage.sync_names()."""
+
+    def discard(self) -> None:
+        """Remove it.  Never raises."""
+
+
+class Storage(Protocol):
+    place: str
+    """Where this is, for people."""
+    identity: bytes
+    """What tells this place from a copy of it elsewhere; keys the index and the client state."""
+
+    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+        """(name, size) of every object below `folder` ("data"), names whole; an absent folder has none."""
+
+    def size(self, name: str) -> int | None:
+        """Size of an object, or None if it does not exist."""
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of an object; fewer only at its end.  Raises StorageError (errno ENOENT if it does not exist)."""
+
+    def create(self) -> NewObject: ...
+
+    def put(self, name: str, data: bytes) -> None:
+        """Publish a small object durably: create, write, sync, publish, sync_names."""
+
+    def sync_names(self) -> None:
+        """Make all names published since the last call durable."""
+
+    def remove(self, name: str) -> None:
+        """Remove an object durably; an absent one is no error."""
+
+    def sweep(self) -> None:
+        """Remove what dead writers left unpublished.  Never raises."""
+
+    def close(self) -> None: ...

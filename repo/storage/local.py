@@ -1,0 +1,254 @@
+"""A repository in a local folder.
+
+Writes go to tmp/, are flocked there by their writer (so that a later run can tell a dead writer's leftovers: the kernel
+frees the lock), fsynced, and renamed to their place; then the folder is fsynced.  Nothing is ever overwritten or appended to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from snapfs.repo.errors import RepositoryNotFound, StorageError
+
+FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
+_OPEN_FILES = 64
+Notice = Callable[[str], None]
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: free some space, then run this again; nothing that was backed up before is lost"
+    return error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def _failing_as(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"repository: cannot {what}: {_reason(error)}", error.errno) from error
+
+
+class LocalObject:
+    """storage.base.NewObject as a file in tmp/."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+        self._name = f"tmp/{secrets.token_hex(16)}"
+        with _failing_as(f"create {self._name}"):
+            self._fd = os.open(storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):  # some network file systems have no flock: their leftovers stay
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._failed = False
+
+    def write(self, *parts: bytes) -> None:
+        with self._condemning("write"):
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+
+    def read(self, offset: int, length: int) -> bytes:
+        with _failing_as(f"read back {self._name}"):
+            return _pread(self._fd, offset, length)
+
+    def sync(self) -> None:
+        with self._condemning("fsync"):
+            os.fsync(self._fd)
+
+    def publish(self, name: str) -> None:
+        with self._condemning("publish"):
+            target = self._storage.path(name)
+            folder = os.path.dirname(target)
+            if not os.path.isdir(folder):
+                os.makedirs(folder, 0o700, exist_ok=True)
+                self._storage.unsynced.add(os.path.dirname(folder))
+            # Objects are named by their content, so whatever has that name already is this object.
+            os.rename(self._storage.path(self._name), target)
+            self._storage.unsynced.add(folder)
+            os.close(self._fd)
+            self._fd = -1
+
+    def discard(self) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self._storage.path(self._name))
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+
+    @contextlib.contextmanager
+    def _condemning(self, what: str) -> Iterator[None]:
+        """A file that failed once stays failed: after a failed fsync the kernel may have dropped pages it then calls clean."""
+        if self._failed or self._fd < 0:
+            raise StorageError(f"repository: {self._name} failed before and is not used again")
+        try:
+            with _failing_as(f"{what} {self._name}"):
+                yield
+        except StorageError:
+            self._failed = True
+            raise
+
+
+class LocalStorage:
+    """storage.base.Storage over a folder.  Made by `open` or `create`."""
+
+    def __init__(self, folder: str, notice: Notice | None = None) -> None:
+        self.place = os.path.abspath(folder)
+        self.unsynced: set[str] = set()
+        self._notice = notice
+        self._said_no_dir_fsync = False
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+        try:
+            info = os.stat(self.place)
+        except OSError as error:
+            raise RepositoryNotFound(
+                f"no repository at {self.place}: {_reason(error)}; check the path, or make one with `snapfs init`", self.place
+            ) from error
+        if not stat.S_ISDIR(info.st_mode):
+            raise RepositoryNotFound(f"no repository at {self.place}: not a folder", self.place)
+        # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from the original.
+        self.identity = os.fsencode(os.path.realpath(self.place)) + b"\0%d" % info.st_ino
+
+    def path(self, name: str) -> str:
+        return f"{self.place}/{name}"
+
+    def make_folders(self) -> None:
+        """Lay out an empty repository."""
+        with _failing_as(f"create folders in {self.place}"):
+            for folder in FOLDERS:
+                os.makedirs(self.path(folder), 0o700, exist_ok=True)
+        self.unsynced.add(self.place)
+        self.sync_names()
+
+    def is_empty(self) -> bool:
+        with _failing_as(f"list {self.place}"):
+            return not os.listdir(self.place)
+
+    def list(self, folder: str) -> Iterator[tuple[str, int]]:
+        try:
+            entries = list(os.scandir(self.path(folder)))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"repository: cannot list {folder}: {_reason(error)}", error.errno) from error
+        for entry in entries:
+            name = f"{folder}/{entry.name}"
+            with _failing_as(f"list {name}"):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                try:
+                    size = 0 if is_folder else entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:
+                    continue
+            if is_folder:
+                yield from self.list(name)
+            else:
+                yield name, size
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self.path(name)).st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"repository: cannot look up {name}: {_reason(error)}", error.errno) from error
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        with _failing_as(f"read {name}"):
+            fd = self._open(name)
+            try:
+                return _pread(fd, offset, os.fstat(fd).st_size - offset if length is None else length)
+            finally:
+                self._release(name, fd)
+
+    def create(self) -> LocalObject:
+        return LocalObject(self)
+
+    def put(self, name: str, data: bytes) -> None:
+        new = self.create()
+        try:
+            new.write(data)
+            new.sync()
+            new.publish(name)
+        finally:
+            new.discard()
+        self.sync_names()
+
+    def sync_names(self) -> None:
+        while self.unsynced:
+            folder = self.unsynced.pop()
+            with _failing_as(f"fsync the folder {folder}"):
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                        raise
+                    if self._notice and not self._said_no_dir_fsync:
+                        self._said_no_dir_fsync = True
+                        self._notice(f"{self.place} cannot fsync folders: a power cut may undo the newest files there")
+                finally:
+                    os.close(fd)
+
+    def remove(self, name: str) -> None:
+        with _failing_as(f"remove {name}"):
+            try:
+                os.unlink(self.path(name))
+            except FileNotFoundError:
+                return
+        self.unsynced.add(os.path.dirname(self.path(name)))
+        self.sync_names()
+
+    def sweep(self) -> None:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self.path("tmp")):
+                with contextlib.suppress(OSError):
+                    fd = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.unlink(entry.path)
+                    finally:
+                        os.close(fd)
+
+    def close(self) -> None:
+        with self._lock:
+            for fd in self._files.values():
+                os.close(fd)
+            self._files.clear()
+
+    def _open(self, name: str) -> int:
+        """Borrow a descriptor: taken out of the pool while in use, so that no other thread closes it."""
+        with self._lock:
+            fd = self._files.pop(name, -1)
+        return fd if fd >= 0 else os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+
+    def _release(self, name: str, fd: int) -> None:
+        with self._lock:
+            old = self._files.pop(name, -1)
+            self._files[name] = fd
+            if len(self._files) > _OPEN_FILES:
+                _, other = self._files.popitem(last=False)
+                os.close(other)
+        if old >= 0:
+            os.close(old)
+
+
+def _pread(fd: int, offset: int, length: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    got = len(data)
+    while got < length and (data := os.pread(fd, length - got, offset + got)):
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)
