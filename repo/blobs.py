@@ -1,0 +1,148 @@
+"""get(id): where index, volume, frame and hash meet on the way out, with the cache of opened frames.
+
+Every blob is compared with its id before anyone sees it.  A blob that is not found, or whose volume does not open, makes the
+index compare itself with the storage once, and other copies are tried before anybody is told of damage.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError, StorageError
+from snapfs.repo.format.crypto import keyed_hash
+from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.keys import Keys
+from snapfs.repo.model import BlobId, Kind, Location, MiB
+from snapfs.repo.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 64 * MiB
+_FrameKey = tuple[int, int]
+
+
+class FrameCache:
+    """Opened frames, least recently used out first, at most `limit` bytes.  A frame wanted by several threads is opened once."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._frames: OrderedDict[_FrameKey, bytes] = OrderedDict()
+        self._coming: dict[_FrameKey, Future[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def peek(self, key: _FrameKey) -> bytes | None:
+        with self._lock:
+            frame = self._frames.get(key)
+            if frame is not None:
+                self._frames.move_to_end(key)
+            return frame
+
+    def get(self, key: _FrameKey, load: Callable[[], bytes]) -> bytes:
+        with self._lock:
+            frame = self._frames.get(key)
+            if frame is not None:
+                self._frames.move_to_end(key)
+                return frame
+            coming = self._coming.get(key)
+            if coming is None:
+                mine: Future[bytes] = Future()
+                self._coming[key] = mine
+        if coming is not None:
+            return coming.result()
+        try:
+            frame = load()
+        except BaseException as error:
+            with self._lock:
+                del self._coming[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._coming[key]
+            self._frames[key] = frame
+            self.size += len(frame)
+            while self.size > self.limit and len(self._frames) > 1:
+                _, old = self._frames.popitem(last=False)
+                self.size -= len(old)
+        mine.set_result(frame)
+        return frame
+
+    def clear(self) -> None:
+        with self._lock:
+            self._frames.clear()
+            self.size = 0
+
+
+class BlobReader:
+    """Reads blobs by id, from any thread.  `refresh(thorough)` brings the index up to date and says whether anything changed."""
+
+    def __init__(self, index: Index, volumes: Volumes, keys: Keys, refresh: Callable[[bool], bool],
+                 cache_bytes: int = CACHE_BYTES) -> None:  # fmt: skip
+        self._index = index
+        self._volumes = volumes
+        self._keys = keys.blob_keys
+        self._refresh = refresh
+        self._refreshing = threading.Lock()
+        self._rebuilt = False
+        self.frames = FrameCache(cache_bytes)
+
+    def get(self, blob: BlobId, kind: Kind) -> bytes:
+        """The plaintext of a blob.  Raises BlobMissing, Damaged, StorageError."""
+        try:
+            return self._try_copies(blob, kind)
+        except (RepositoryError, IndexBroken) as error:
+            log.warning("blob %s: %s; looking again", blob.hex()[:16], error)
+            self._look_again()
+        try:
+            return self._try_copies(blob, kind)
+        except IndexBroken as error:
+            raise StorageError(f"index: {error}") from error
+
+    def cached(self, blob: BlobId, kind: Kind) -> bytes | None:
+        """The plaintext if its frame is open already: never reads a file.  None for anything else, damage too."""
+        try:
+            location = self._index.get(blob)
+        except IndexBroken:
+            return None
+        if location is None:
+            return None
+        frame = self.frames.peek((location.volume, location.frame))
+        if frame is None:
+            return None
+        data = frame[location.offset : location.offset + location.length]
+        return data if keyed_hash(self._keys[kind], data) == blob else None
+
+    def _try_copies(self, blob: BlobId, kind: Kind) -> bytes:
+        problem: RepositoryError | None = None
+        for location in self._index.copies(blob):
+            try:
+                return self._read(blob, kind, location)
+            except MemoryError as error:  # never to be taken for damage
+                raise StorageError("out of memory") from error
+            except RepositoryError as error:
+                problem = problem or error
+        raise problem or BlobMissing(blob)
+
+    def _read(self, blob: BlobId, kind: Kind, at: Location) -> bytes:
+        volume = self._index.volume(at.volume)
+        frame = self.frames.get(
+            (at.volume, at.frame), lambda: self._volumes.frame(volume.kind, volume.name, at)[1]
+        )
+        data = frame[at.offset : at.offset + at.length]
+        if keyed_hash(self._keys[kind], data) != blob:
+            raise Damaged(f"blob {blob.hex()[:16]} is not what its id says", volume.name.hex())
+        return data
+
+    def _look_again(self) -> None:
+        """New volumes first, which is cheap; if there are none, the whole index, once in the life of this reader."""
+        with self._refreshing:
+            if self._refresh(False):
+                self.frames.clear()
+            elif not self._rebuilt:
+                self._rebuilt = True
+                self._refresh(True)
+                self.frames.clear()

@@ -1,0 +1,302 @@
+"""Where each blob lies, in LMDB.  The only module that imports lmdb.
+
+A cache of what the volume directories say, local to this machine; never the only copy of anything.  Key: the first 16 bytes
+of the id; value: the location (24 bytes) and an 8-byte keyed tag over both, so that a flipped byte is a miss and never a wrong
+answer.  Equal blobs in two volumes are two values of one key.  LMDB keeps no checksums of its pages: an exception from it
+(IndexBroken), or a process that died with the index open and a walk that then fails, means delete and rebuild.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import lmdb
+
+from snapfs.repo.errors import StorageError
+from snapfs.repo.format.crypto import keyed_hash
+from snapfs.repo.model import BlobId, Location, VolumeKind
+
+_VALUE = struct.Struct("<IQQI")
+_VOLUME = struct.Struct("<BBQ32s")
+_NUMBER = struct.Struct(">I")
+_SCHEMA = b"snapfs index 1"
+_MAP_SIZES = (1 << 38, 1 << 32, 1 << 28)
+KEY = 16
+
+Entry = tuple[BlobId, Location]
+
+
+class IndexBroken(Exception):
+    """The index cannot be used as it is: delete it and rebuild it from the volumes."""
+
+
+class IndexedVolume(NamedTuple):
+    """A volume the index knows.  Not `usable`: gone, cut short or damaged; read from if need be, never deduplicated against."""
+
+    number: int
+    name: bytes
+    """SHA-256 of the file, 32 bytes."""
+    kind: VolumeKind
+    size: int
+    usable: bool
+
+
+class Index:
+    """One LMDB environment.  Use from any thread of one process; writers of several processes take turns."""
+
+    def __init__(self, folder: str | None, tag_key: bytes) -> None:
+        """`folder` None, or one that cannot be written: a temporary index, gone with close()."""
+        self._tag_key = tag_key
+        self._temporary: str | None = None
+        self._marker = -1
+        self.folder = folder if folder and self._usable_folder(folder) else self._make_temporary()
+        self._open()
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def copies(self, blob: bytes) -> list[Location]:
+        """Every known place of a blob, those in usable volumes first.  Raises IndexBroken."""
+        key = blob[:KEY]
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            value = txn.get(key)
+            if value is None:
+                return []
+            cursor = txn.cursor()
+            cursor.set_key(key)
+            values = list(cursor.iternext_dup()) if cursor.count() > 1 else [value]
+        found = [loc for v in values if (loc := self._decode(key, v)) is not None]
+        if len(found) > 1:
+            found.sort(key=lambda loc: not self._is_usable(loc.volume))
+        return found
+
+    def get(self, blob: bytes) -> Location | None:
+        """A place of the blob in a usable volume, for deduplication."""
+        key = blob[:KEY]
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            value = txn.get(key)
+        if value is None:
+            return None
+        location = self._decode(key, value)
+        if location is not None and location.volume in self._usable:
+            return location
+        for location in self.copies(blob):
+            if self._is_usable(location.volume):
+                return location
+        return None
+
+    def volume(self, number: int) -> IndexedVolume:
+        """Raises IndexBroken for a number that no volume has."""
+        if number not in self._volumes:
+            self._load_volumes()
+        try:
+            return self._volumes[number]
+        except KeyError:
+            raise IndexBroken(f"no volume {number}") from None
+
+    def volumes(self) -> list[IndexedVolume]:
+        self._load_volumes()
+        return list(self._volumes.values())
+
+    def entries(self) -> Iterator[tuple[bytes, Location]]:
+        """(first 16 bytes of the id, location) of all blobs, in the order of ids."""
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            for key, value in txn.cursor():
+                location = self._decode(key, value)
+                if location is not None:
+                    yield key, location
+
+    def count(self) -> int:
+        with self._broken(), self._env.begin() as txn:
+            return int(txn.stat(self._blobs)["entries"])
+
+    # ---- writing -------------------------------------------------------------------------------------------------
+
+    def add(self, name: bytes, kind: VolumeKind, size: int, entries: Iterable[Entry], usable: bool = True) -> int:
+        """Record a durable volume and its blobs in one transaction; returns its number.  A volume known by that name is replaced."""
+        with self._broken(), self._env.begin(write=True) as txn:
+            known = {v.name: v for v in self._read_volumes(txn)}
+            old = known.get(name)
+            number = old.number if old else 1 + max((v.number for v in known.values()), default=0)
+            rows = []
+            for blob, at in entries:
+                key = blob[:KEY]
+                packed = _VALUE.pack(
+                    number, at.entry | at.frame << 24 | at.sealed << 40, at.frame_offset | at.offset << 32, at.length
+                )
+                rows.append((key, packed + keyed_hash(self._tag_key, key + packed)[:8]))
+            rows.sort()
+            txn.cursor(self._blobs).putmulti(rows, dupdata=True)
+            self._put_volume(txn, IndexedVolume(number, name, kind, size, usable))
+        self._load_volumes()
+        return number
+
+    def mark(self, names: Iterable[bytes], usable: bool) -> None:
+        """Say of volumes whether new backups may rely on them."""
+        wanted = set(names)
+        with self._broken(), self._env.begin(write=True) as txn:
+            for volume in self._read_volumes(txn):
+                if volume.name in wanted:
+                    self._put_volume(txn, volume._replace(usable=usable))
+        self._load_volumes()
+
+    def reset(self) -> None:
+        """Throw everything away and begin empty."""
+        self._close_env()
+        for name in ("data.mdb", "lock.mdb"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.folder, name))
+        self._open_env()
+
+    def close(self) -> None:
+        self._close_env()
+        if self._marker >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self._marker_path)
+            os.close(self._marker)
+            self._marker = -1
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    # ---- opening -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _usable_folder(folder: str) -> bool:
+        try:
+            os.makedirs(os.path.join(folder, "open"), 0o700, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(folder, os.W_OK)
+
+    def _make_temporary(self) -> str:
+        try:
+            self._temporary = tempfile.mkdtemp(prefix="snapfs-index-")
+        except OSError as error:
+            raise StorageError(f"no place for the index: {error.strerror}: set --cache-dir or TMPDIR to a writable folder") from error
+        os.mkdir(os.path.join(self._temporary, "open"))
+        return self._temporary
+
+    def _open(self) -> None:
+        unclean = self._sweep_markers()
+        self._marker_path = os.path.join(self.folder, "open", f"{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            self._marker = os.open(self._marker_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"index in {self.folder}: {error.strerror}: free some space or set --cache-dir", error.errno) from error
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            if unclean and not self._walks():
+                raise IndexBroken("does not walk")
+            self._open_env()
+        except IndexBroken:
+            self.reset()
+
+    def _sweep_markers(self) -> bool:
+        """Whether some process died with the index open: its marker is there and the kernel has freed its lock."""
+        dead = False
+        folder = os.path.join(self.folder, "open")
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                fd = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(os.path.join(folder, name))
+                    dead = True
+                finally:
+                    os.close(fd)
+        return dead
+
+    def _walks(self) -> bool:
+        """Walk everything in a child: a broken page can end the process that touches it."""
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                self._open_env()
+                with self._env.begin(db=self._blobs) as txn:
+                    for _ in txn.cursor():
+                        pass
+                status = 0
+            finally:
+                os._exit(status)
+        return os.waitpid(child, 0)[1] == 0
+
+    def _open_env(self) -> None:
+        for size in _MAP_SIZES:
+            try:
+                with self._broken():
+                    self._env = lmdb.open(
+                        self.folder, map_size=size, max_dbs=4, mode=0o600, max_readers=512, meminit=False, readahead=False
+                    )
+                break
+            except IndexBroken as error:
+                if size == _MAP_SIZES[-1] or not isinstance(error.__cause__, lmdb.MemoryError):
+                    raise
+        with self._broken(), self._env.begin(write=True) as txn:
+            self._meta = self._env.open_db(b"meta", txn=txn)
+            self._blobs = self._env.open_db(b"blobs", txn=txn, dupsort=True)
+            self._volumes_db = self._env.open_db(b"volumes", txn=txn)
+            tagged = _SCHEMA + keyed_hash(self._tag_key, _SCHEMA)[:8]
+            found = txn.get(b"schema", db=self._meta)
+            if found is None:
+                txn.put(b"schema", tagged, db=self._meta)
+            elif found != tagged:
+                raise IndexBroken("another schema, or another repository's")
+        self._load_volumes()
+
+    def _close_env(self) -> None:
+        with contextlib.suppress(lmdb.Error, AttributeError):
+            self._env.close()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _load_volumes(self) -> None:
+        with self._broken(), self._env.begin() as txn:
+            self._volumes = {v.number: v for v in self._read_volumes(txn)}
+        self._usable = frozenset(v.number for v in self._volumes.values() if v.usable)
+
+    def _is_usable(self, number: int) -> bool:
+        return number in self._usable or self.volume(number).usable
+
+    def _read_volumes(self, txn: lmdb.Transaction) -> Iterator[IndexedVolume]:
+        for key, value in txn.cursor(self._volumes_db):
+            if len(value) != _VOLUME.size + 8 or value[-8:] != keyed_hash(self._tag_key, key + value[:-8])[:8]:
+                raise IndexBroken("a volume's record is damaged")
+            kind, usable, size, name = _VOLUME.unpack(value[:-8])
+            yield IndexedVolume(_NUMBER.unpack(key)[0], name, VolumeKind(kind), size, bool(usable))
+
+    def _put_volume(self, txn: lmdb.Transaction, volume: IndexedVolume) -> None:
+        key = _NUMBER.pack(volume.number)
+        value = _VOLUME.pack(volume.kind, volume.usable, volume.size, volume.name)
+        txn.put(key, value + keyed_hash(self._tag_key, key + value)[:8], db=self._volumes_db)
+
+    def _decode(self, key: bytes, value: bytes) -> Location | None:
+        """None if the tag does not fit: a damaged entry is a missing one."""
+        packed = value[:-8]
+        if len(value) != _VALUE.size + 8 or keyed_hash(self._tag_key, key + packed)[:8] != value[-8:]:
+            return None
+        volume, first, second, length = _VALUE.unpack(packed)
+        return Location(
+            volume, first & 0xFFFFFF, first >> 24 & 0xFFFF, second & 0xFFFFFFFF, first >> 40, second >> 32, length
+        )
+
+    @contextlib.contextmanager
+    def _broken(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.DiskError as error:
+            raise StorageError(f"index in {self.folder}: {error}: free some space or set --cache-dir") from error
+        except (lmdb.Error, OSError) as error:
+            if isinstance(error, lmdb.MapFullError) or "No space" in str(error) or "quota" in str(error):
+                raise StorageError(f"index in {self.folder}: {error}: free some space or set --cache-dir") from error
+            raise IndexBroken(str(error)) from error
+
+

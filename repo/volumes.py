@@ -1,0 +1,133 @@
+"""Reading volumes: their names, their directories, single frames.  Knows no index."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.format import frame as framing
+from snapfs.repo.format import labels as L
+from snapfs.repo.format import volume as layout
+from snapfs.repo.format.envelope import FrameHeader, Opener
+from snapfs.repo.keys import Keys
+from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
+from snapfs.repo.storage.base import Storage
+
+FOLDERS = {VolumeKind.DATA: "data", VolumeKind.TREE: "trees"}
+OBJECTS = {VolumeKind.DATA: L.DATA_VOLUME, VolumeKind.TREE: L.TREE_VOLUME}
+_TAIL_READ = 64 * 1024
+_OPENERS = 256
+
+
+def object_name(kind: VolumeKind, name: bytes) -> str:
+    """Where a volume of this name (32 bytes) lies in the storage."""
+    text = name.hex()
+    return f"{FOLDERS[kind]}/{text[:2]}/{text}"
+
+
+class Volumes:
+    """The volumes of one repository.  Safe to use from several threads."""
+
+    def __init__(self, storage: Storage, keys: Keys, repository: bytes) -> None:
+        self.storage = storage
+        self._keys = keys
+        self._repository = repository
+        self._openers: OrderedDict[bytes, Opener] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def listing(self) -> dict[bytes, tuple[VolumeKind, int]]:
+        """{name: (kind, size)} of every volume there is.  Names that are none of ours are passed over."""
+        found = {}
+        for kind, folder in FOLDERS.items():
+            for path, size in self.storage.list(folder):
+                text = path.rsplit("/", 1)[1]
+                if len(text) == 64 and path == f"{folder}/{text[:2]}/{text}":
+                    try:
+                        found[bytes.fromhex(text)] = (kind, size)
+                    except ValueError:
+                        continue
+        return found
+
+    def opener(self, kind: VolumeKind, name: bytes) -> Opener:
+        """Raises StorageError if the volume cannot be read, Damaged if its header is not as written."""
+        with self._lock:
+            opener = self._openers.get(name)
+            if opener is not None:
+                self._openers.move_to_end(name)
+                return opener
+        path = object_name(kind, name)
+        opener = self.make_opener(kind, self.storage.read(path, 0, L.HEADER_SIZE), path)
+        with self._lock:
+            self._openers[name] = opener
+            if len(self._openers) > _OPENERS:
+                self._openers.popitem(last=False)
+        return opener
+
+    def make_opener(self, kind: VolumeKind, header: bytes, where: str) -> Opener:
+        object_kind = OBJECTS[kind]
+        return Opener(self._keys.sealing(object_kind), header, where, object_kind, self._repository)
+
+    def frame(self, kind: VolumeKind, name: bytes, at: Location) -> tuple[FrameHeader, bytes]:
+        """Read, open and decompress the frame at a location: (header, plaintext).  One pread."""
+        opener = self.opener(kind, name)
+        data = self.storage.read(object_name(kind, name), at.frame_offset, L.FRAME_HEADER_SIZE + at.sealed)
+        return open_frame(opener, at.frame, data)
+
+    def directory(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[tuple[BlobId, int, Location]]:
+        """(id, kind, location) of every blob, from the end of the volume alone.  Raises Damaged, StorageError."""
+        opener = self.opener(kind, name)
+        tail, data = self._tail(opener, object_name(kind, name), size)
+        return layout.decode_directory(opener, tail, data)
+
+    def frames(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[layout.FrameEntry]:
+        opener = self.opener(kind, name)
+        tail, data = self._tail(opener, object_name(kind, name), size)
+        return layout.directory_frames(opener, tail, data)
+
+    def salvage(self, kind: VolumeKind, name: bytes) -> Iterator[tuple[BlobId, int, Location]]:
+        """The blobs of a volume whose directory is lost: every frame from the front that still opens, ids computed anew."""
+        path = object_name(kind, name)
+        opener = self.opener(kind, name)
+        data, entry = memoryview(self.storage.read(path)), 0
+        for number, offset, head in layout.walk(opener, data):
+            if head.kind != L.FRAME_BLOBS:
+                continue
+            try:
+                _, plain = open_frame(opener, number, data[offset : offset + L.FRAME_HEADER_SIZE + head.sealed])
+                blobs = framing.split(plain, head.count, path)
+            except Damaged:
+                entry += head.count
+                continue
+            for blob_kind, at, length in blobs:
+                blob = self._keys.blob_id(Kind(blob_kind), plain[at : at + length])
+                yield blob, blob_kind, Location(0, entry, number, offset, head.sealed, at, length)
+                entry += 1
+
+    def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
+        if size < L.HEADER_SIZE + L.TAIL_SIZE:
+            raise Damaged("cut short", path)
+        start = max(size - _TAIL_READ, 0)
+        end = self.storage.read(path, start, size - start)
+        if len(end) != size - start:
+            raise Damaged("cut short", path)
+        tail = layout.decode_tail(opener.tail(end[-L.TAIL_SIZE :]), size, path)
+        if tail.offset >= start:
+            return tail, memoryview(end)[tail.offset - start : -L.TAIL_SIZE]
+        return tail, memoryview(self.storage.read(path, tail.offset, size - tail.offset - L.TAIL_SIZE))
+
+
+def open_frame(opener: Opener, number: int, data: bytes | memoryview) -> tuple[FrameHeader, bytes]:
+    """Header and plaintext of the blob frame whose bytes `data` begins with.  Raises Damaged."""
+    view = memoryview(data)
+    head = opener.frame_header(number, view[: L.FRAME_HEADER_SIZE])
+    body = view[L.FRAME_HEADER_SIZE : L.FRAME_HEADER_SIZE + head.sealed]
+    if len(body) != head.sealed:
+        raise Damaged(f"cut short in frame {number}", opener.where)
+    return head, framing.decompress(head.codec, opener.body(number, body), head.plain, opener.where)
+
+
+def is_absent(error: Exception) -> bool:
+    return isinstance(error, StorageError) and error.errno == errno.ENOENT
