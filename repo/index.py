@@ -57,6 +57,7 @@ class Index:
         self._tag_key = tag_key
         self._temporary: str | None = None
         self._marker = -1
+        self._retired: list[lmdb.Environment] = []
         self.folder = folder if folder and self._usable_folder(folder) else self._make_temporary()
         self._open()
 
@@ -148,15 +149,23 @@ class Index:
         self._load_volumes()
 
     def reset(self) -> None:
-        """Throw everything away and begin empty."""
-        self._close_env()
-        for name in ("data.mdb", "lock.mdb"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.folder, name))
+        """Throw everything away and begin empty, in a folder of the next number.
+
+        The old environment is left open: another thread may be reading in it, and LMDB does not survive a close under a reader.
+        """
+        old = self._generation()
+        if hasattr(self, "_env"):
+            self._retired.append(self._env)
+        with self._broken():
+            os.mkdir(os.path.join(self.folder, f"{old + 1:08d}"), 0o700)
         self._open_env()
+        shutil.rmtree(os.path.join(self.folder, f"{old:08d}"), ignore_errors=True)
 
     def close(self) -> None:
-        self._close_env()
+        for env in (*self._retired, *((self._env,) if hasattr(self, "_env") else ())):
+            with contextlib.suppress(lmdb.Error):
+                env.close()
+        self._retired.clear()
         if self._marker >= 0:
             with contextlib.suppress(OSError):
                 os.unlink(self._marker_path)
@@ -230,11 +239,12 @@ class Index:
         return os.waitpid(child, 0)[1] == 0
 
     def _open_env(self) -> None:
+        path = os.path.join(self.folder, f"{self._generation() or 1:08d}")
         for size in _MAP_SIZES:
             try:
                 with self._broken():
                     self._env = lmdb.open(
-                        self.folder, map_size=size, max_dbs=4, mode=0o600, max_readers=512, meminit=False, readahead=False
+                        path, map_size=size, max_dbs=4, mode=0o600, max_readers=512, meminit=False, readahead=False
                     )
                 break
             except IndexBroken as error:
@@ -252,9 +262,9 @@ class Index:
                 raise IndexBroken("another schema, or another repository's")
         self._load_volumes()
 
-    def _close_env(self) -> None:
-        with contextlib.suppress(lmdb.Error, AttributeError):
-            self._env.close()
+    def _generation(self) -> int:
+        """The number of the newest folder that holds an environment; 0 if there is none."""
+        return max((int(name) for name in os.listdir(self.folder) if name.isdigit()), default=0)
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

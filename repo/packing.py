@@ -1,0 +1,333 @@
+"""put(blob): the way in.  Known? done.  Else joined with its neighbours into a frame, compressed, sealed, appended to the open
+volume; a finished volume is read back and checked, fsynced, published, and only then entered in the index.
+
+The calling thread only hashes, looks up and joins.  Compressing and everything after it happens in worker threads, which hold
+the lock of a volume just to seal and append.  A failure of the repository is kept and raised by every later call: a writer
+that failed once stays failed.  Files of different owners never share a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from snapfs.repo.errors import Damaged, SnapfsError, StorageError, UsageError
+from snapfs.repo.format import frame as framing
+from snapfs.repo.format import labels as L
+from snapfs.repo.format import volume as layout
+from snapfs.repo.format.envelope import Sealer
+from snapfs.repo.index import Index
+from snapfs.repo.keys import Keys
+from snapfs.repo.model import BlobId, Kind, Location, MiB, VolumeKind
+from snapfs.repo.storage.base import NewObject
+from snapfs.repo.system import System
+from snapfs.repo.volumes import OBJECTS, Volumes, object_name, open_frame
+
+WORKERS = 2
+_BUDGET = 24 * MiB
+"""Plaintext waiting for a worker, at most."""
+_OPEN_OWNERS = 8
+_COPY = 8 * MiB
+
+
+@dataclass
+class Stored:
+    """What was new so far: blobs, their plaintext, and the volumes as they lie in the storage (bytes)."""
+
+    data_blobs: int = 0
+    tree_blobs: int = 0
+    plain: int = 0
+    volumes: int = 0
+
+
+@dataclass
+class _Frame:
+    """A frame being joined."""
+
+    words: list[int] = field(default_factory=list)
+    ids: list[BlobId] = field(default_factory=list)
+    blobs: list[bytes | memoryview] = field(default_factory=list)
+    size: int = 0
+
+
+class _OpenVolume:
+    """A volume being written: frames are appended until it is full, then finish() writes its directory."""
+
+    def __init__(self, new: NewObject, sealer: Sealer) -> None:
+        self.new = new
+        self.sealer = sealer
+        self.used = len(sealer.header)
+        self.frames: list[layout.FrameEntry] = []
+        self.words: list[int] = []
+        self.ids: list[BlobId] = []
+        new.write(sealer.header)
+
+    def fits(self, body: int, blobs: int, volume_size: int) -> bool:
+        need = L.FRAME_HEADER_SIZE + body + 3 * L.TAG_SIZE
+        bound = layout.directory_size(len(self.frames) + 1, len(self.ids) + blobs)
+        return (
+            self.used + need + bound + L.FRAME_HEADER_SIZE + L.TAG_SIZE <= volume_size
+            and len(self.ids) + blobs <= L.BLOBS_PER_VOLUME
+            and len(self.frames) < L.FRAMES_PER_VOLUME - 1024  # padding and directory frames are numbered too
+        )
+
+    def append(self, frame: _Frame, codec: int, plain: int, body: bytes) -> None:
+        number = self.sealer.number()
+        head, sealed = self.sealer.frame(number, L.FRAME_BLOBS, codec, len(frame.ids), plain, body)
+        self.new.write(head, sealed)
+        self.frames.append(layout.FrameEntry(number, self.used, len(sealed), len(frame.ids)))
+        self.words += frame.words
+        self.ids += frame.ids
+        self.used += len(head) + len(sealed)
+
+    def finish(self, volume_size: int, full: bool) -> None:
+        """Padding, directory, tail.  A full volume is filled to exactly `volume_size`."""
+        parts = layout.encode_directory(self.frames, self.words, self.ids)
+        rest = sum(L.FRAME_HEADER_SIZE + len(p) + L.TAG_SIZE for p in parts) + L.TAIL_SIZE
+        target = volume_size if full else layout.padded(self.used + rest, volume_size)
+        for length in layout.padding(target - self.used - rest):
+            self._write(L.FRAME_PADDING, bytes(length))
+        tail = layout.Tail(self.sealer.frames, len(parts), self.used)
+        for part in parts:
+            self._write(L.FRAME_DIRECTORY, part)
+        self.new.write(self.sealer.tail(tail.encode()))
+        self.used += L.TAIL_SIZE
+
+    def _write(self, kind: int, body: bytes) -> None:
+        head, sealed = self.sealer.frame(self.sealer.number(), kind, L.STORED, 0, len(body), body)
+        self.new.write(head, sealed)
+        self.used += len(head) + len(sealed)
+
+
+class BlobWriter:
+    """Stores blobs.  put(), known() and flush() belong to one thread; use as a context manager, leaving it discards what is not flushed."""
+
+    def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
+                 *, volume_size: int, largest_blob: int, compression: str = "auto") -> None:  # fmt: skip
+        if not largest_blob + 64 * 1024 <= volume_size <= L.VOLUME_SIZE_LIMIT:
+            least = (largest_blob + 64 * 1024) // 1024
+            raise UsageError(f"volume size must be between {least} KiB and {L.VOLUME_SIZE_LIMIT // MiB} MiB")
+        self._index = index
+        self._volumes = volumes
+        self._storage = volumes.storage
+        self._keys = keys
+        self._repository = repository
+        self._system = system
+        self._client = client
+        self._volume_size = volume_size
+        self._level = 0 if compression == "off" else framing.LEVELS[compression]
+        self._pending: set[BlobId] = set()
+        """Blobs that are on their way and not in the index yet: at most what the open volumes and the queue hold."""
+        self._joining: OrderedDict[tuple[VolumeKind, int], _Frame] = OrderedDict()
+        self._open: dict[VolumeKind, _OpenVolume] = {}
+        self._locks = {kind: threading.Lock() for kind in VolumeKind}
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._failure: BaseException | None = None
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="pack")
+        self.stored = Stored()
+        self.relied_on: set[int] = set()
+        """Numbers of the volumes that known() answered for: they must still be there at the commit."""
+        self.published: set[bytes] = set()
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fail(StorageError("the backup was given up"))
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for volume in self._open.values():
+            volume.new.discard()
+
+    def known(self, blob: BlobId) -> bool:
+        """Whether the blob is in a volume that new snapshots may rely on, or on its way into one."""
+        if blob in self._pending:
+            return True
+        location = self._index.get(blob)
+        if location is None:
+            return False
+        self.relied_on.add(location.volume)
+        return True
+
+    def put(self, kind: Kind, data: bytes | memoryview, owner: int = 0) -> BlobId:
+        """Store a blob unless it is known; returns its id.  `data` must not change afterwards.  Raises RepositoryError."""
+        if self._failure is not None:
+            self._raise()
+        blob = self._keys.blob_id(kind, data)
+        if self.known(blob):
+            return blob
+        self._pending.add(blob)
+        length, volume = len(data), kind.volume
+        limit = L.JOINED_DATA if volume is VolumeKind.DATA else L.JOINED_TREE
+        key = (volume, owner)
+        frame = self._joining.get(key)
+        if frame is not None and (frame.size + length > limit or len(frame.ids) >= L.JOINED_BLOBS):
+            self._submit(key)
+            frame = None
+        if frame is None:
+            frame = self._joining[key] = _Frame()
+            if len(self._joining) > _OPEN_OWNERS:
+                self._submit(next(iter(self._joining)))
+        frame.words.append(framing.word(kind, length))
+        frame.ids.append(blob)
+        frame.blobs.append(data)
+        frame.size += length
+        if frame.size >= limit:
+            self._submit(key)
+        stored = self.stored
+        stored.plain += length
+        if volume is VolumeKind.DATA:
+            stored.data_blobs += 1
+        else:
+            stored.tree_blobs += 1
+        return blob
+
+    def flush(self) -> None:
+        """Make everything put so far durable and known to the index.  Raises what went wrong on the way."""
+        for key in list(self._joining):
+            self._submit(key)
+        self._wait(0)
+        for kind in list(self._open):
+            volume = self._open.pop(kind)
+            self._run(self._finish, kind, volume, False)
+        self._wait(0)
+        self._storage.sync_names()
+        if self._failure is not None:
+            self._raise()
+
+    # ---- between the calling thread and the workers --------------------------------------------------------------
+
+    def _submit(self, key: tuple[VolumeKind, int]) -> None:
+        frame = self._joining.pop(key)
+        self._wait(_BUDGET)
+        self._run(self._store, key[0], frame, weight=frame.size + 1)
+
+    def _run(self, work: object, *args: object, weight: int = 1) -> None:
+        with self._changed:
+            self._waiting += weight
+
+        def job() -> None:
+            try:
+                if self._failure is None:
+                    work(*args)  # type: ignore[operator]
+            except BaseException as error:
+                self._fail(error)
+            finally:
+                with self._changed:
+                    self._waiting -= weight
+                    self._changed.notify_all()
+
+        self._pool.submit(job)
+
+    def _wait(self, limit: int) -> None:
+        with self._changed:
+            while self._waiting > limit and self._failure is None:
+                self._changed.wait(1)
+        if self._failure is not None:
+            self._raise()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _raise(self) -> None:
+        assert self._failure is not None
+        if isinstance(self._failure, SnapfsError):
+            raise self._failure
+        if isinstance(self._failure, MemoryError):
+            raise StorageError("out of memory while writing volumes: nothing was lost, run this again") from self._failure
+        raise self._failure
+
+    # ---- in the workers ------------------------------------------------------------------------------------------
+
+    def _store(self, kind: VolumeKind, frame: _Frame) -> None:
+        plain = framing.join(frame.words, frame.blobs)
+        codec, body = framing.compress(plain, self._level)
+        finished = None
+        with self._locks[kind]:
+            volume = self._open.get(kind)
+            if volume is not None and not volume.fits(len(body), len(frame.ids), self._volume_size):
+                finished, volume = volume, None
+                del self._open[kind]
+            if volume is None:
+                volume = self._open[kind] = self._new_volume(kind)
+            volume.append(frame, codec, len(plain), body)
+        if finished is not None:
+            self._finish(kind, finished, True)
+
+    def _new_volume(self, kind: VolumeKind) -> _OpenVolume:
+        object_kind = OBJECTS[kind]
+        salt = self._system.salt(self._client)
+        sealer = Sealer(self._keys.sealing(object_kind), object_kind, self._repository, salt, epoch=self._keys.epoch)
+        new = self._storage.create()
+        try:
+            return _OpenVolume(new, sealer)
+        except BaseException:
+            new.discard()
+            raise
+
+    def _finish(self, kind: VolumeKind, volume: _OpenVolume, full: bool) -> None:
+        """The order of writes: bytes, read-back, fsync, name, fsync of the folder, index."""
+        new = volume.new
+        try:
+            volume.finish(self._volume_size, full)
+            name, entries = self._verify(kind, new, volume.used)
+            try:
+                new.sync()
+            except StorageError:
+                # A failed fsync condemns the file.  Its bytes were just checked, so they are written once more elsewhere.
+                new, condemned = self._copy(new, volume.used), new
+                condemned.discard()
+                name, entries = self._verify(kind, new, volume.used)
+                new.sync()
+            new.publish(object_name(kind, name))
+        finally:
+            new.discard()
+        self._storage.sync_names()
+        self._index.add(name, kind, volume.used, entries)
+        self.published.add(name)
+        self.stored.volumes += volume.used
+        self._pending.difference_update(blob for blob, _ in entries)
+
+    def _verify(self, kind: VolumeKind, new: NewObject, size: int) -> tuple[bytes, list[tuple[BlobId, Location]]]:
+        """Read a finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged if it is not as meant."""
+        where = "a volume just written"
+        header = new.read(0, L.HEADER_SIZE)
+        opener = self._volumes.make_opener(kind, header, where)
+        digest = hashlib.sha256(header)
+        end = new.read(size - L.TAIL_SIZE, L.TAIL_SIZE)
+        tail = layout.decode_tail(opener.tail(end), size, where)
+        directory = new.read(tail.offset, size - L.TAIL_SIZE - tail.offset)
+        entries, at, current, plain = [], L.HEADER_SIZE, -1, b""
+        for blob, blob_kind, location in layout.decode_directory(opener, tail, directory):
+            if location.frame != current:
+                current = location.frame
+                data = new.read(at, L.FRAME_HEADER_SIZE + location.sealed)
+                digest.update(data)
+                at += len(data)
+                _, plain = open_frame(opener, current, data)
+            found = memoryview(plain)[location.offset : location.offset + location.length]
+            if self._keys.blob_id(Kind(blob_kind), found) != blob:
+                raise Damaged("a blob does not read back as it was written: is the memory of this machine sound?", where)
+            entries.append((blob, location))
+        while at < size:
+            rest = new.read(at, min(_COPY, size - at))
+            if not rest:
+                raise Damaged("shorter than what was written", where)
+            digest.update(rest)
+            at += len(rest)
+        return digest.digest(), entries
+
+    def _copy(self, old: NewObject, size: int) -> NewObject:
+        new = self._storage.create()
+        try:
+            for at in range(0, size, _COPY):
+                new.write(old.read(at, min(_COPY, size - at)))
+        except BaseException:
+            new.discard()
+            raise
+        return new
