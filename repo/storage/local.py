@@ -108,6 +108,7 @@ class LocalStorage:
         self._said_no_dir_fsync = False
         self._files: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
         try:
             info = os.stat(self.place)
         except OSError as error:
@@ -184,6 +185,10 @@ class LocalStorage:
         self.sync_names()
 
     def sync_names(self) -> None:
+        with self._syncing:  # one who finds nothing left to do must not return before the other's fsync has
+            self._sync_names()
+
+    def _sync_names(self) -> None:
         while self.unsynced:
             folder = self.unsynced.pop()
             with _failing_as(f"fsync the folder {folder}"):

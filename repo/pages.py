@@ -1,0 +1,259 @@
+"""Long sequences as trees of small pages: directories, content lists, hole maps.
+
+A page ends after an entry whose keyed hash meets a mask (the hash is of a name or an id, not of a position), between a least
+and a greatest size; the pages' summaries are paged by the same rule until one page is left.  So equal sequences are equal
+blobs, one changed entry rewrites one page a level, and the n-th entry, an offset or a name is found by bisection.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from snapfs.repo.blobs import BlobReader
+from snapfs.repo.errors import Damaged
+from snapfs.repo.format import labels as L
+from snapfs.repo.format import records
+from snapfs.repo.format.crypto import keyed_hash
+from snapfs.repo.format.records import Branch
+from snapfs.repo.model import BlobId, Kind
+
+Put = Callable[[Kind, bytes], BlobId]
+T = TypeVar("T")
+_CACHED_PAGES = 1024
+
+
+class Sums(NamedTuple):
+    """What an entry adds to its page's summary."""
+
+    entries: int = 1
+    bytes: int = 0
+    nodes: int = 0
+    files: int = 0
+
+
+class _Level:
+    __slots__ = ("bytes", "entries", "files", "first", "nodes", "pages", "raws", "size")
+
+    def __init__(self) -> None:
+        self.pages = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self.raws: list[msgspec.Raw] = []
+        self.first: bytes | None = None
+        self.size = self.entries = self.bytes = self.nodes = self.files = 0
+
+
+class PageWriter:
+    """Writes one sequence, entry by entry, holding one unfinished page a level."""
+
+    def __init__(self, put: Put, kind: Kind, page_key: bytes) -> None:
+        self._put = put
+        self._kind = kind
+        self._key = page_key
+        self._levels = [_Level()]
+        self._ended: dict[int, Branch] = {}
+        """The last page ended, by level."""
+
+    def add(self, raw: bytes | msgspec.Raw, key: bytes, sums: Sums, name: bytes | None = None) -> None:
+        """Append an entry: its encoding, what is hashed for paging, what it adds, and its name if it has one."""
+        self._append(0, msgspec.Raw(raw), len(raw), key, sums, name)
+
+    def finish(self) -> Branch | None:
+        """The summary of everything; its id is the root page.  None if there was no entry."""
+        depth = 0
+        while depth < len(self._levels):
+            level = self._levels[depth]
+            if level.raws:
+                self._end(depth)
+            if level.pages == 1:
+                return self._ended[depth]
+            depth += 1
+        return None
+
+    def _append(self, depth: int, raw: msgspec.Raw, length: int, key: bytes, sums: Sums, first: bytes | None) -> None:
+        level = self._levels[depth]
+        if not level.raws:
+            level.first = first
+        level.raws.append(raw)
+        level.size += length
+        level.entries += sums[0]
+        level.bytes += sums[1]
+        level.nodes += sums[2]
+        level.files += sums[3]
+        if level.size >= L.PAGE_MINIMUM and (
+            level.size >= L.PAGE_MAXIMUM or not keyed_hash(self._key, bytes((depth,)) + key)[0] & L.PAGE_MASK
+        ):
+            self._end(depth)
+
+    def _end(self, depth: int) -> None:
+        level = self._levels[depth]
+        page = self._put(self._kind, records.encode_page(depth, level.raws))
+        branch = Branch(level.first, level.entries, level.bytes, page, level.nodes, level.files)
+        level.clear()
+        level.pages += 1
+        if depth + 1 == len(self._levels):
+            self._levels.append(_Level())
+        self._ended[depth] = branch
+        raw = records.encode(branch)
+        self._append(
+            depth + 1, msgspec.Raw(raw), len(raw), branch.first if branch.first is not None else page,
+            Sums(branch.entries, branch.bytes, branch.nodes, branch.files), branch.first,
+        )  # fmt: skip
+
+
+class Page(Generic[T]):
+    """A decoded page: leaf entries, or branches; with running sums for bisection (each list begins with 0)."""
+
+    __slots__ = ("branches", "bytes", "entries", "leaves", "names", "nodes")
+
+    def __init__(self, leaves: list[T] | None, branches: list[Branch] | None, names: list[bytes],
+                 entries: list[int], nodes: list[int], bytes_: list[int]) -> None:  # fmt: skip
+        self.leaves = leaves
+        self.branches = branches
+        self.names = names
+        self.entries = entries
+        self.nodes = nodes
+        self.bytes = bytes_
+
+
+class Leaf(NamedTuple, Generic[T]):
+    """How one kind of leaf entry is decoded, and what it counts for."""
+
+    decode: Callable[[msgspec.Raw, str], T]
+    name: Callable[[T], bytes] | None
+    nodes: Callable[[T], int]
+    bytes: Callable[[T], int]
+
+
+class Found(NamedTuple, Generic[T]):
+    """A leaf entry and what stands before it in the sequence: entries, nodes, bytes."""
+
+    ordinal: int
+    nodes_before: int
+    bytes_before: int
+    entry: T
+
+
+class PageReader(Generic[T]):
+    """Reads sequences of one kind, page by page, from any thread.  Keeps the pages used last."""
+
+    def __init__(self, blobs: BlobReader, kind: Kind, leaf: Leaf[T], cached: int = _CACHED_PAGES) -> None:
+        self._blobs = blobs
+        self._kind = kind
+        self._leaf = leaf
+        self._cached = cached
+        self._pages: OrderedDict[bytes, tuple[int, Page[T]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def iterate(self, root: BlobId | bytes, start: int = 0) -> Iterator[Found[T]]:
+        """The entries from the `start`-th on.  Raises Damaged where names do not ascend."""
+        last: bytes | None = None
+        for found in self._iterate(root, None, start, 0, 0, 0):
+            if self._leaf.name is not None:
+                name = self._leaf.name(found.entry)
+                if last is not None and name <= last:
+                    raise Damaged(f"entry {name!r} is out of order or twice there", "directory")
+                last = name
+            yield found
+
+    def by_name(self, root: BlobId | bytes, name: bytes) -> Found[T] | None:
+        found = self._descend(root, lambda page: bisect_right(page.names, name) - 1)
+        return found if found is not None and self._leaf.name and self._leaf.name(found.entry) == name else None
+
+    def by_node(self, root: BlobId | bytes, number: int) -> Found[T] | None:
+        """The entry that is, or holds below it, the `number`-th node of the sequence."""
+        return self._by_sum(root, number, "nodes")
+
+    def by_byte(self, root: BlobId | bytes, offset: int) -> Found[T] | None:
+        """The entry that covers a byte offset."""
+        return self._by_sum(root, offset, "bytes")
+
+    def cached(self, root: BlobId | bytes) -> bool:
+        """Whether the root page is at hand, so that a look-up has a chance of not reading."""
+        with self._lock:
+            return root in self._pages
+
+    def page(self, page: BlobId | bytes, expected: int | None = None) -> tuple[int, Page[T]]:
+        """(level, page).  Raises Damaged, also if the level is not the expected one."""
+        with self._lock:
+            got = self._pages.get(page)
+            if got is not None:
+                self._pages.move_to_end(page)
+        if got is None:
+            got = self._decode(self._blobs.get(BlobId(page), self._kind), page.hex()[:16])
+            with self._lock:
+                self._pages[page] = got
+                if len(self._pages) > self._cached:
+                    self._pages.popitem(last=False)
+        if expected is not None and got[0] != expected:
+            raise Damaged(f"page {page.hex()[:16]} is on the wrong level", "tree")
+        return got
+
+    def _decode(self, data: bytes, where: str) -> tuple[int, Page[T]]:
+        page = records.decode_page(data, where)
+        if page.level:
+            branches = [records.decode_branch(raw, where) for raw in page.entries]
+            return page.level, Page(
+                None, branches, [b.first or b"" for b in branches], _running([b.entries for b in branches]),
+                _running([b.nodes for b in branches]), _running([b.bytes for b in branches]),
+            )  # fmt: skip
+        leaf = self._leaf
+        leaves = [leaf.decode(raw, where) for raw in page.entries]
+        return 0, Page(
+            leaves, None, [leaf.name(e) for e in leaves] if leaf.name else [], list(range(len(leaves) + 1)),
+            _running([leaf.nodes(e) for e in leaves]), _running([leaf.bytes(e) for e in leaves]),
+        )  # fmt: skip
+
+    def _iterate(self, page_id: BlobId | bytes, expected: int | None, start: int, ordinal: int, nodes: int, size: int) -> Iterator[Found[T]]:
+        level, page = self.page(page_id, expected)
+        first = max(bisect_right(page.entries, start - ordinal) - 1, 0) if start > ordinal else 0
+        if page.leaves is not None:
+            for i in range(first, len(page.leaves)):
+                yield Found(ordinal + i, nodes + page.nodes[i], size + page.bytes[i], page.leaves[i])
+            return
+        assert page.branches is not None
+        for i in range(first, len(page.branches)):
+            yield from self._iterate(
+                page.branches[i].id, level - 1, start, ordinal + page.entries[i], nodes + page.nodes[i], size + page.bytes[i]
+            )
+
+    def _by_sum(self, root: BlobId | bytes, wanted: int, sums: str) -> Found[T] | None:
+        rest = wanted
+
+        def choose(page: Page[T]) -> int:
+            nonlocal rest
+            running: list[int] = getattr(page, sums)
+            if not 0 <= rest < running[-1]:
+                return -1
+            i = bisect_right(running, rest) - 1
+            rest -= running[i]
+            return i
+
+        return self._descend(root, choose)
+
+    def _descend(self, root: BlobId | bytes, choose: Callable[[Page[T]], int]) -> Found[T] | None:
+        page_id, expected, ordinal, nodes, size = root, None, 0, 0, 0
+        while True:
+            level, page = self.page(page_id, expected)
+            i = choose(page)
+            if i < 0:
+                return None
+            ordinal += page.entries[i]
+            nodes += page.nodes[i]
+            size += page.bytes[i]
+            if page.leaves is not None:
+                return Found(ordinal, nodes, size, page.leaves[i])
+            assert page.branches is not None
+            page_id, expected = page.branches[i].id, level - 1
+
+
+def _running(counts: list[int]) -> list[int]:
+    return list(accumulate(counts, initial=0))

@@ -1,0 +1,137 @@
+"""Directories: written bottom-up, read lazily.  What a node counts for: itself and everything below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from snapfs.repo.blobs import BlobReader
+from snapfs.repo.errors import Damaged, SnapshotNotFound
+from snapfs.repo.format import records
+from snapfs.repo.model import Below, BlobId, Kind, Node
+from snapfs.repo.pages import Found, Leaf, PageReader, PageWriter, Put, Sums
+
+
+def nodes_of(node: Node) -> int:
+    return 1 + node.below.nodes if node.below is not None else 1
+
+
+def bytes_of(node: Node) -> int:
+    return node.below.bytes if node.below is not None else node.size or 0
+
+
+def files_of(node: Node) -> int:
+    return node.below.files if node.below is not None else int(node.is_file)
+
+
+LEAF = Leaf(records.decode_node, lambda node: node.name, nodes_of, bytes_of)
+
+
+class DirectoryWriter:
+    """Writes one directory; entries come in ascending order of their raw names."""
+
+    def __init__(self, put: Put, page_key: bytes) -> None:
+        self._pages = PageWriter(put, Kind.DIRECTORY, page_key)
+
+    def add(self, node: Node, raw: bytes | msgspec.Raw | None = None) -> None:
+        """`raw`: the node's encoding, where it is copied from an earlier snapshot."""
+        if raw is None:
+            raw = records.encode(node)
+        self._pages.add(raw, node.name, Sums(1, bytes_of(node), nodes_of(node), files_of(node)), node.name)
+
+    def finish(self) -> tuple[bytes | None, Below]:
+        """(root page or None for an empty directory, what is below)."""
+        branch = self._pages.finish()
+        if branch is None:
+            return None, Below()
+        return branch.id, Below(branch.nodes, branch.files, branch.bytes)
+
+
+class Trees:
+    """Reads directories.  `node` is always a directory's Node."""
+
+    def __init__(self, blobs: BlobReader) -> None:
+        self._pages = PageReader(blobs, Kind.DIRECTORY, LEAF)
+        self._blobs = blobs
+
+    def entries(self, node: Node, start: int = 0) -> Iterator[Found[Node]]:
+        """The entries from the `start`-th on, in ascending order of raw names."""
+        return iter(()) if node.root is None else self._pages.iterate(node.root, start)
+
+    def children(self, node: Node) -> Iterator[Node]:
+        return (found.entry for found in self.entries(node))
+
+    def lookup(self, node: Node, name: bytes) -> Found[Node] | None:
+        return None if node.root is None else self._pages.by_name(node.root, name)
+
+    def at_node(self, node: Node, number: int) -> Found[Node] | None:
+        """The entry that is, or holds, the `number`-th node below (0: the first entry itself)."""
+        return None if node.root is None else self._pages.by_node(node.root, number)
+
+    def cached(self, node: Node) -> bool:
+        return node.root is None or self._pages.cached(node.root)
+
+    def resolve(self, root: Node, path: bytes) -> Node:
+        """The node at a path below `root`.  Raises SnapshotNotFound if there is none."""
+        node = root
+        for name in path.split(b"/"):
+            if name in (b"", b"."):
+                continue
+            found = self.lookup(node, name) if node.is_dir else None
+            if found is None:
+                raise SnapshotNotFound(f"{path.decode('utf-8', 'backslashreplace')}: no such path in the snapshot")
+            node = found.entry
+        return node
+
+    def walk(self, node: Node, path: bytes = b"") -> Iterator[Walked]:
+        """Everything below a directory in depth-first order, parents first; `path` is put before all names."""
+        stack = [(path, iter(self.children(node)))]
+        while stack:
+            above, entries = stack[-1]
+            child = next(entries, None)
+            if child is None:
+                stack.pop()
+                continue
+            here = above + b"/" + child.name
+            yield Walked(here, child)
+            if child.is_dir:
+                stack.append((here, iter(self.children(child))))
+
+
+class Walked(NamedTuple):
+    path: bytes
+    node: Node
+
+
+class RawDirectory:
+    """One directory of the parent snapshot beside the one being scanned: entries in order, each with its own encoding."""
+
+    def __init__(self, blobs: BlobReader, node: Node | None) -> None:
+        self._blobs = blobs
+        self._entries = self._read(node.root, None) if node is not None and node.root is not None else iter(())
+        self._next = next(self._entries, None)
+        self.taken = 0
+        """Entries handed out by take()."""
+
+    def take(self, name: bytes) -> tuple[Node, msgspec.Raw] | None:
+        """The entry of this name.  Names are asked for in ascending order."""
+        while self._next is not None and self._next[0].name < name:
+            self._next = next(self._entries, None)
+        if self._next is None or self._next[0].name != name:
+            return None
+        found, self._next = self._next, next(self._entries, None)
+        self.taken += 1
+        return found
+
+    def _read(self, page_id: bytes, expected: int | None) -> Iterator[tuple[Node, msgspec.Raw]]:
+        where = page_id.hex()[:16]
+        page = records.decode_page(self._blobs.get(BlobId(page_id), Kind.DIRECTORY), where)
+        if expected is not None and page.level != expected:
+            raise Damaged("a page on the wrong level", where)
+        for raw in page.entries:
+            if page.level:
+                yield from self._read(records.decode_branch(raw, where).id, page.level - 1)
+            else:
+                yield records.decode_node(raw, where), raw
