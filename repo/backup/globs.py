@@ -136,9 +136,11 @@ class _Matcher:
         if self._paths:
             number = max(number, self._paths.get(path, -1))
         if self._name_globs is not None:
-            number = max(number, self._name_globs.last(name))
+            found = self._name_globs.last(name)
+            number = found if found > number else number
         if self._path_globs is not None:
-            number = max(number, self._path_globs.last(path))
+            found = self._path_globs.last(path)
+            number = found if found > number else number
         return number
 
 

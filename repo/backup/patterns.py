@@ -155,8 +155,9 @@ class _Patterns:
         if self._fold:
             text = text.lower()
         directory, _, name = text.rpartition("/")
-        last = max(self._rules.last(text, name, True), self._covering(directory))
-        return self._rules.verdict(last) is True
+        last = self._rules.last(text, name, True)
+        covering = self._covering(directory)
+        return self._rules.verdict(last if last > covering else covering) is True
 
     def _search(self, directory: str) -> int:
         ends = [at for at, char in enumerate(directory) if char == "/"] + [len(directory)]
@@ -242,11 +243,18 @@ class Excludes:
         return self._description
 
     def excluded(self, path: bytes, is_dir: bool) -> bool:
-        """Do the patterns leave out this entry?  `path` is absolute; its ancestors count."""
+        """Do the patterns leave out this entry?  `path` is absolute; its ancestors count.
+
+        Not to be asked for a source itself: what was named to be backed up is backed up (as in restic)."""
         if not self._patterns:
             return False
-        text = to_text(path).rstrip("/")
-        return any(patterns.excluded(text) for patterns in self._patterns)
+        text = path.decode("utf-8", "surrogateescape")
+        if text.endswith("/"):
+            text = text.rstrip("/")
+        for patterns in self._patterns:  # noqa: SIM110 (asked for every entry, and any() costs twice as much)
+            if patterns.excluded(text):
+                return True
+        return False
 
     def too_large(self, size: int) -> bool:
         """Is a regular file of that many bytes left out?"""
