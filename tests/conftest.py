@@ -1,0 +1,5 @@
+"""What every test shares.  Fixtures of one subject stand with its tests, or in support/."""
+
+from __future__ import annotations
+
+pytest_plugins = ["support.skips", "pytester"]
