@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import lmdb
 
-from snapfs.repo.errors import StorageError
+from snapfs.repo.errors import RepositoryError, StorageError
 from snapfs.repo.format.crypto import keyed_hash
 from snapfs.repo.model import BlobId, Location, VolumeKind
 
@@ -34,8 +34,11 @@ KEY = 16
 Entry = tuple[BlobId, Location]
 
 
-class IndexBroken(Exception):
-    """The index cannot be used as it is: delete it and rebuild it from the volumes."""
+class IndexBroken(RepositoryError):
+    """The index cannot be used as it is; Repository.synchronise deletes it and rebuilds it from the volumes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the local index is damaged ({reason}): rebuild it with `snapfs repair index`")
 
 
 class IndexedVolume(NamedTuple):

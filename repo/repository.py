@@ -1,0 +1,325 @@
+"""Create, open, close a repository: wires storage, keys, index, blobs, trees and events, and holds no algorithm of theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from functools import cached_property
+
+import platformdirs
+
+from snapfs.repo.blobs import CACHE_BYTES, BlobReader
+from snapfs.repo.client import Client
+from snapfs.repo.content import Contents
+from snapfs.repo.errors import (
+    Damaged, RepositoryError, RepositoryExists, RepositoryNotFound, StorageError, UsageError, WrongPassword,
+)  # fmt: skip
+from snapfs.repo.events import Events, KeyNote, StoredSnapshot
+from snapfs.repo.format import labels as L
+from snapfs.repo.format import records
+from snapfs.repo.format.envelope import Header, Opener, Sealer, parse_header
+from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
+from snapfs.repo.format.records import Bundle, Config
+from snapfs.repo.format.sealed import open_record, seal_record
+from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.keys import Keys
+from snapfs.repo.model import BlobId, KiB, Location, MiB, VolumeKind
+from snapfs.repo.packing import BlobWriter
+from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.storage.local import FOLDERS, LocalStorage
+from snapfs.repo.system import System
+from snapfs.repo.trees import Trees
+from snapfs.repo.volumes import Volumes, is_absent
+
+log = logging.getLogger(__name__)
+
+README = """\
+This folder is a snapfs repository: encrypted, deduplicated backups.  Please change nothing in it.
+
+    config    what kind of repository this is        data/    volumes with the content of files
+    keys/     key slots, opened by passwords         trees/   volumes with directories
+    events/   snapshots, tags and other events       tmp/     unfinished writes
+
+To get at your files you need the password and snapfs:  snapfs -r THIS-FOLDER mount SOME-EMPTY-FOLDER
+If snapfs is gone: its source has docs/format.md, which says what every byte here means, and docs/reader.py, one file
+that extracts any snapshot with nothing but Python and the packages cryptography, zstandard and blake3.
+
+Every file in data/, trees/, events/ and keys/ is named by the SHA-256 of its bytes: `sha256sum` finds damage without a key.
+"""
+
+
+class Repository:
+    """An open repository.  The index is opened on first use, so a fork between open() and that is safe."""
+
+    def __init__(self, storage: LocalStorage, config: Config, keys: Keys, bundle: Bundle, slot: str, client: Client,
+                 index_folder: str | None, cache_bytes: int, progress: Progress, system: System) -> None:  # fmt: skip
+        self.storage = storage
+        self.id = config.repository
+        self.config = config
+        self.keys = keys
+        self.slot = slot
+        """Name (64 hex digits) of the key slot that opened."""
+        self.client = client
+        self.system = system
+        self.cache_bytes = cache_bytes
+        self._bundle = bundle
+        self._index_folder = index_folder
+        self._progress = progress
+        self._said: set[str] = set()
+        self.volumes = Volumes(storage, keys, self.id)
+        self.events = Events(storage, keys, self.id, client, system)
+
+    # ---- create and open -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def create(place: str, password: bytes, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
+               chunks: tuple[int, int, int] = (256 * KiB, MiB, 4 * MiB), label: str = "", host: str = "", user: str = "",
+               system: System = System()) -> bytes:  # fmt: skip
+        """Make an empty repository in a folder that is absent, empty, or left half-made; returns its id (16 bytes).
+
+        The config is written last: before it is there, there is no repository.  Raises RepositoryExists, StorageError.
+        """
+        try:
+            os.makedirs(place, 0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot create {place}: {error.strerror}", error.errno) from error
+        storage = LocalStorage(place)
+        _refuse_occupied(storage)
+        storage.make_folders()
+        repository = system.salt()[:16]
+        config = records.check_config(
+            Config(1, repository, (), (), (), *chunks, volume_size, system.now()), "new repository"
+        )
+        bundle = Bundle(1, 1, Keys.generate(system), records.encode(config))
+        storage.put("README.txt", README.encode())
+        slot = _put_slot(storage, bundle, password, cost, repository, system)
+        keys = Keys(bundle, "new repository")
+        Events(storage, keys, repository, Client(None, system), system).publish(_key_added(slot, label, host, user))
+        sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
+        data = seal_record(sealer, bundle.config, L.EVENT_STEP)
+        storage.put("config", data)
+        if storage.read("config") != data:
+            raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
+        storage.close()
+        return repository
+
+    @staticmethod
+    def open(place: str, password: bytes, *, cache_dir: str | None = None, state_dir: str | None = None,
+             no_cache: bool = False, cache_bytes: int = CACHE_BYTES, progress: Progress = SILENT,
+             system: System = System()) -> Repository:  # fmt: skip
+        """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError.
+
+        cache_dir and state_dir default to the XDG folders; neither needs to be writable.
+        """
+        storage = LocalStorage(place, progress.notice)
+        header = _read_header(storage)
+        repository = header.repository
+        here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
+        state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
+        cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
+        client = Client(os.path.join(state_dir, here), system)
+        slot, bundle = _open_slots(storage, password, repository, client.remembered.slot)
+        keys = Keys(bundle, f"keys/{slot[:8]}")
+        config = _open_config(storage, keys, bundle, repository, progress)
+        client.remember(slot=slot)
+        index_folder = None if no_cache else os.path.join(cache_dir, here, "index")
+        return Repository(storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system)
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if "index" in self.__dict__:
+            self.index.close()
+        self.storage.close()
+
+    # ---- what it is made of, opened when first used --------------------------------------------------------------
+
+    @cached_property
+    def index(self) -> Index:
+        index = Index(self._index_folder, self.keys.index_tag)
+        self.__dict__["index"] = index  # synchronise() comes back here
+        if not index.volumes():
+            self.synchronise()
+        return index
+
+    @cached_property
+    def blobs(self) -> BlobReader:
+        return BlobReader(self.index, self.volumes, self.keys, self.synchronise, self.cache_bytes)
+
+    @cached_property
+    def trees(self) -> Trees:
+        return Trees(self.blobs)
+
+    @cached_property
+    def contents(self) -> Contents:
+        return Contents(self.blobs)
+
+    @property
+    def cache_folder(self) -> str | None:
+        """Where the index lies: not to be backed up."""
+        return self._index_folder
+
+    def snapshots(self) -> list[StoredSnapshot]:
+        """Complete and not forgotten, ascending by time.  What is wrong with the events is said once."""
+        state = self.events.load()
+        for problem in state.problems:
+            if problem not in self._said:
+                self._said.add(problem)
+                self._progress.notice(problem)
+        return state.snapshots
+
+    def writer(self, *, compression: str = "auto", volume_size: int | None = None) -> BlobWriter:
+        return BlobWriter(
+            self.index, self.volumes, self.keys, self.id, self.system, self.client.id, compression=compression,
+            volume_size=volume_size or self.config.volume_size, largest_blob=self.config.chunk_maximum,
+        )  # fmt: skip
+
+    # ---- the index against the volumes ---------------------------------------------------------------------------
+
+    def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:
+        """Enter volumes the index lacks, mark those that are gone or have another size; True if anything changed.
+
+        `thorough`: read every volume's directory again, also of those the index knows.  A broken index is begun anew.
+        """
+        try:
+            return self._synchronise(thorough, progress or self._progress)
+        except IndexBroken as error:
+            log.warning("%s; rebuilding it", error)
+            self.index.reset()
+            return self._synchronise(True, progress or self._progress)
+
+    def _synchronise(self, thorough: bool, progress: Progress) -> bool:
+        listing = self.volumes.listing()
+        known = {v.name: v for v in self.index.volumes()}
+        lost = [n for n, v in known.items() if v.usable and (n not in listing or listing[n][1] != v.size)]
+        if lost:
+            self.index.mark(lost, False)
+        wanted = [name for name in listing if thorough or name not in known]
+        if wanted:
+            progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
+        for name in wanted:
+            kind, size = listing[name]
+            progress.advance(1, size)
+            try:
+                entries, usable = list(self.volumes.directory(kind, name, size)), True
+            except Damaged as error:
+                progress.notice(f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only")
+                entries, usable = self._salvage(kind, name), False
+            except StorageError as error:
+                if is_absent(error):
+                    continue
+                raise
+            self.index.add(name, kind, size, ((blob, at) for blob, _, at in entries), usable)
+        return bool(lost or wanted)
+
+    def _salvage(self, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:
+        with contextlib.suppress(Damaged):
+            return list(self.volumes.salvage(kind, name))
+        return []
+
+    # ---- key slots -----------------------------------------------------------------------------------------------
+
+    def key_slots(self) -> list[tuple[str, KeyNote | None]]:
+        """(name, who added it) of every slot there is."""
+        notes = self.events.load().key_notes
+        names = sorted(path.rsplit("/", 1)[1] for path, _ in self.storage.list("keys"))
+        return [(name, notes.get(bytes.fromhex(name))) for name in names if len(name) == 64]
+
+    def add_key(self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = "") -> str:
+        """Make another key slot for another password; returns its name."""
+        slot = _put_slot(self.storage, self._bundle, password, cost, self.id, self.system)
+        self.events.publish(_key_added(slot, label, host, user))
+        return slot
+
+    def remove_key(self, name: str) -> None:
+        """Remove a slot; its password opens nothing any more.  Raises UsageError for the slot in use."""
+        if name == self.slot:
+            raise UsageError("this key slot is the one in use: open the repository with another password to remove it")
+        self.storage.remove(f"keys/{name}")
+
+    def change_password(self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = "") -> str:
+        """Replace the slot in use: the new one is durable before the old one goes."""
+        old, self.slot = self.slot, self.add_key(password, cost=cost, label=label, host=host, user=user)
+        self.storage.remove(f"keys/{old}")
+        self.client.remember(slot=self.slot)
+        return self.slot
+
+
+def _refuse_occupied(storage: LocalStorage) -> None:
+    if storage.size("config") is not None:
+        raise RepositoryExists(f"{storage.place}: there is a repository here already", storage.place)
+    strangers = set(os.listdir(storage.place)) - {*FOLDERS, "README.txt"}
+    if strangers or any(True for folder in ("data", "trees") for _ in storage.list(folder)):
+        raise RepositoryExists(
+            f"{storage.place}: the folder is not empty (it holds {sorted(strangers)[0] if strangers else 'volumes'!s}): "
+            "choose an empty one", storage.place,
+        )  # fmt: skip
+    for folder in ("keys", "events"):  # left by an init that was killed: nobody can have used them
+        for name, _ in list(storage.list(folder)):
+            storage.remove(name)
+
+
+def _put_slot(storage: LocalStorage, bundle: Bundle, password: bytes, cost: Cost, repository: bytes, system: System) -> str:
+    data = seal_slot(bundle, password, cost, repository, system.salt())
+    name = hashlib.sha256(data).hexdigest()
+    storage.put(f"keys/{name}", data)
+    return name
+
+
+def _key_added(slot: str, label: str, host: str, user: str) -> records.EventBody:
+    notes = tuple(t.encode("utf-8", "replace") for t in (label, host, user))
+    return records.EventBody(records.EVENT_KEY_ADDED, None, (bytes.fromhex(slot),), notes)
+
+
+def _read_header(storage: LocalStorage) -> Header:
+    try:
+        data = storage.read("config", 0, L.HEADER_SIZE)
+    except StorageError as error:
+        if not is_absent(error):
+            raise
+        half = os.path.isdir(storage.path("keys"))
+        raise RepositoryNotFound(
+            f"no repository at {storage.place}: "
+            + ("it has no config, an init was probably interrupted; run `snapfs init` again" if half
+               else "the folder is none; check the path, or make one with `snapfs init`"), storage.place,
+        ) from error  # fmt: skip
+    return parse_header(data, "config")
+
+
+def _open_slots(storage: LocalStorage, password: bytes, repository: bytes, first: str) -> tuple[str, Bundle]:
+    names = sorted(path.rsplit("/", 1)[1] for path, _ in storage.list("keys"))
+    names.sort(key=lambda name: name != first)
+    wrong: WrongPassword | None = None
+    damaged: RepositoryError | None = None
+    for name in names:
+        try:
+            header, bundle = open_slot(storage.read(f"keys/{name}"), password, f"keys/{name[:8]}")
+            if header.repository == repository:
+                return name, bundle
+        except WrongPassword as error:
+            wrong = error
+        except Damaged as error:
+            damaged = error
+    if wrong is not None:
+        raise wrong
+    raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")
+
+
+def _open_config(storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes, progress: Progress) -> Config:
+    try:
+        data = storage.read("config")
+        record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
+    except Damaged as error:
+        progress.notice(f"{error}: going on with the copy in the key slot")
+        record = bundle.config
+    config = records.check_config(records.decode(Config, record, "config"), "config")
+    if config.repository != repository:
+        raise Damaged("belongs to another repository", "config")
+    return config
+
