@@ -281,6 +281,7 @@ class Index:
 
     def _read_volumes(self, txn: lmdb.Transaction) -> Iterator[IndexedVolume]:
         for key, value in txn.cursor(self._volumes_db):
+            key, value = bytes(key), bytes(value)
             if len(value) != _VOLUME.size + 8 or value[-8:] != keyed_hash(self._tag_key, key + value[:-8])[:8]:
                 raise IndexBroken("a volume's record is damaged")
             kind, usable, size, name = _VOLUME.unpack(value[:-8])

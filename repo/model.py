@@ -92,11 +92,11 @@ class Holes(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Below(msgspec.Struct, array_like=True, frozen=True):
-    """What is below a directory, itself not counted: nodes of every type, regular files, their bytes (logical sizes)."""
+    """What is below a directory, itself not counted: nodes of every type, regular files, the sum of their sizes in bytes."""
 
     nodes: int = 0
     files: int = 0
-    bytes: int = 0
+    size: int = 0
 
 
 class Node(msgspec.Struct, array_like=True, frozen=True):
@@ -148,7 +148,7 @@ class Totals(msgspec.Struct, array_like=True, frozen=True):
     files: int = 0
     directories: int = 0
     others: int = 0
-    bytes: int = 0
+    size: int = 0
     """Logical bytes of all regular files in the snapshot."""
     files_new: int = 0
     files_changed: int = 0

@@ -105,7 +105,7 @@ class PageWriter:
         raw = records.encode(branch)
         self._append(
             depth + 1, msgspec.Raw(raw), len(raw), branch.first if branch.first is not None else page,
-            Sums(branch.entries, branch.bytes, branch.nodes, branch.files), branch.first,
+            Sums(branch.entries, branch.size, branch.nodes, branch.files), branch.first,
         )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ class PageReader(Generic[T]):
             branches = [records.decode_branch(raw, where) for raw in page.entries]
             return page.level, Page(
                 None, branches, [b.first or b"" for b in branches], _running([b.entries for b in branches]),
-                _running([b.nodes for b in branches]), _running([b.bytes for b in branches]),
+                _running([b.nodes for b in branches]), _running([b.size for b in branches]),
             )  # fmt: skip
         leaf = self._leaf
         leaves = [leaf.decode(raw, where) for raw in page.entries]

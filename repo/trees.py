@@ -19,7 +19,7 @@ def nodes_of(node: Node) -> int:
 
 
 def bytes_of(node: Node) -> int:
-    return node.below.bytes if node.below is not None else node.size or 0
+    return node.below.size if node.below is not None else node.size or 0
 
 
 def files_of(node: Node) -> int:
@@ -46,7 +46,7 @@ class DirectoryWriter:
         branch = self._pages.finish()
         if branch is None:
             return None, Below()
-        return branch.id, Below(branch.nodes, branch.files, branch.bytes)
+        return branch.id, Below(branch.nodes, branch.files, branch.size)
 
 
 class Trees:

@@ -97,9 +97,9 @@ class Volumes:
                 continue
             try:
                 _, plain = open_frame(opener, number, data[offset : offset + L.FRAME_HEADER_SIZE + head.sealed])
-                blobs = framing.split(plain, head.count, path)
+                blobs = framing.split(plain, head.blobs, path)
             except Damaged:
-                entry += head.count
+                entry += head.blobs
                 continue
             for blob_kind, at, length in blobs:
                 blob = self._keys.blob_id(Kind(blob_kind), plain[at : at + length])

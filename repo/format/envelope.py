@@ -46,7 +46,7 @@ class FrameHeader(NamedTuple):
 
     kind: int
     codec: int
-    count: int
+    blobs: int
     plain: int
     sealed: int
 

@@ -34,7 +34,7 @@ class Branch(msgspec.Struct, array_like=True, frozen=True):
     """Name of the first entry below (directories); None for lists."""
     entries: int
     """Level-0 entries below."""
-    bytes: int
+    size: int
     """Logical bytes below."""
     id: bytes
     nodes: int = 0
@@ -190,7 +190,7 @@ def decode_branch(raw: msgspec.Raw, where: str) -> Branch:
         branch = _branch(raw)
     except msgspec.DecodeError as error:
         raise Damaged("a page entry that does not decode", where) from error
-    if len(branch.id) != L.ID_SIZE or branch.entries <= 0 or min(branch.bytes, branch.nodes, branch.files) < 0:
+    if len(branch.id) != L.ID_SIZE or branch.entries <= 0 or min(branch.size, branch.nodes, branch.files) < 0:
         raise Damaged("a page entry with bad sums", where)
     return branch
 

@@ -42,7 +42,7 @@ class DirectoryPart(msgspec.Struct, array_like=True, frozen=True):
 class Tail(NamedTuple):
     first: int
     """Number of the first directory frame."""
-    count: int
+    parts: int
     """How many directory frames follow one another from there."""
     offset: int
     """Offset of the first in the volume."""
@@ -79,7 +79,7 @@ def directory_size(frames: int, blobs: int) -> int:
 
 def decode_tail(plain: bytes, size: int, where: str) -> Tail:
     tail = Tail._make(_TAIL.unpack(plain)) if len(plain) == _TAIL.size else None
-    if tail is None or not tail.count or not L.HEADER_SIZE <= tail.offset < size - L.TAIL_SIZE:
+    if tail is None or not tail.parts or not L.HEADER_SIZE <= tail.offset < size - L.TAIL_SIZE:
         raise Damaged("bad tail", where)
     return tail
 
@@ -114,7 +114,7 @@ def directory_frames(opener: Opener, tail: Tail, data: bytes | memoryview) -> It
 
 def _parts(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[DirectoryPart]:
     view, at = memoryview(data), 0
-    for number in range(tail.first, tail.first + tail.count):
+    for number in range(tail.first, tail.first + tail.parts):
         head = opener.frame_header(number, view[at : at + L.FRAME_HEADER_SIZE])
         at += L.FRAME_HEADER_SIZE
         if head.kind != L.FRAME_DIRECTORY:
