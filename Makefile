@@ -1,0 +1,52 @@
+# make test     every check: format, lint, types, layers, the whole test suite
+# make demo     the main job on a folder of yours: make demo SRC=~/Documents (without SRC: this folder)
+# make lint     the checks that run nothing        make format   put the code in shape
+# make clean    away with all that make made
+#
+# Each sets up first what it needs and what is not there yet: system packages, .venv, the install.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALLED_FROM := pyproject.toml setup.py repo/backup/_gear.pyx src/snapfs/__init__.py
+export PYTHON
+
+.PHONY: test demo lint format clean system
+
+test: lint
+	@echo "-- tests"
+	@$(BIN)/pytest --strict-skips $(PYTEST_ARGS)
+
+lint: .venv/.dev
+	@echo "-- format, lint, types, layers"
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.dev
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+demo: .venv/.installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SRC="$(SRC)" tests/demo.sh
+
+clean:
+	rm -rf .venv .make build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f repo/backup/_gear.c repo/backup/_gear.*.so
+	find fs repo cli tests src -name __pycache__ -prune -exec rm -rf {} +
+
+system:
+	@.ci/system
+
+.venv/bin/python: | system
+	@.ci/step "making .venv" $(PYTHON) -m venv --clear .venv
+
+.venv/.installed: $(INSTALLED_FROM) .venv/bin/python
+	@.ci/step "installing snapfs and what it needs into .venv" $(PIP) install -e .
+	@touch $@
+
+.venv/.dev: $(INSTALLED_FROM) .venv/bin/python
+	@.ci/step "installing snapfs, what it needs and the tools for its tests into .venv" $(PIP) install -e '.[dev]'
+	@touch .venv/.installed $@
