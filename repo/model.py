@@ -132,6 +132,8 @@ class Node(msgspec.Struct, array_like=True, frozen=True):
     changed: int = 0
     """1: the file changed both times it was read, so the content may be a mixture of versions."""
     atime: int | None = None
+    links: int | None = None
+    """Link count at the time of the backup, where it exceeds one."""
 
     @property
     def is_dir(self) -> bool:
