@@ -25,6 +25,8 @@ setup(
     package_dir=package_dir,
     packages=packages,
     ext_modules=[
-        Extension("snapfs.repo.backup._gear", [f"{engine}/backup/_gear.pyx"], extra_compile_args=["-O3", "-g0"]),
+        Extension(
+            "snapfs.repo.backup._gear", [f"{engine}/backup/_gear.pyx"], extra_compile_args=["-O3", "-g0"]
+        ),
     ],
 )
