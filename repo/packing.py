@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from snapfs.repo.errors import Damaged, SnapfsError, StorageError, UsageError
 from snapfs.repo.format import frame as framing
@@ -30,6 +31,7 @@ WORKERS = 2
 _BUDGET = 24 * MiB
 """Plaintext waiting for a worker, at most."""
 _OPEN_OWNERS = 8
+_REMEMBERED = 100_000
 _COPY = 8 * MiB
 
 
@@ -42,6 +44,13 @@ class Stored:
     plain: int = 0
     volumes: int = 0
 
+    def count(self, kind: Kind, length: int) -> None:
+        self.plain += length
+        if kind is Kind.CONTENT:
+            self.data_blobs += 1
+        else:
+            self.tree_blobs += 1
+
 
 @dataclass
 class _Frame:
@@ -49,7 +58,7 @@ class _Frame:
 
     words: list[int] = field(default_factory=list)
     ids: list[BlobId] = field(default_factory=list)
-    blobs: list[bytes | memoryview] = field(default_factory=list)
+    blobs: list[bytes] = field(default_factory=list)
     size: int = 0
 
 
@@ -100,6 +109,37 @@ class _OpenVolume:
         head, sealed = self.sealer.frame(self.sealer.number(), kind, L.STORED, 0, len(body), body)
         self.new.write(head, sealed)
         self.used += len(head) + len(sealed)
+
+
+class Putter(Protocol):
+    """What takes blobs: a BlobWriter, or the counter of a dry run."""
+
+    stored: Stored
+
+    def known(self, blob: BlobId) -> bool: ...
+    def put(self, kind: Kind, data: bytes | memoryview, owner: int = 0) -> BlobId: ...
+
+
+class DryWriter:
+    """Counts what would be stored.  Of the blobs that are new it remembers only the last ones, so its count is an upper bound."""
+
+    def __init__(self, index: Index, keys: Keys) -> None:
+        self._index = index
+        self._keys = keys
+        self._recent: OrderedDict[BlobId, None] = OrderedDict()
+        self.stored = Stored()
+
+    def known(self, blob: BlobId) -> bool:
+        return blob in self._recent or self._index.get(blob) is not None
+
+    def put(self, kind: Kind, data: bytes | memoryview, owner: int = 0) -> BlobId:
+        blob = self._keys.blob_id(kind, data)
+        if not self.known(blob):
+            self._recent[blob] = None
+            if len(self._recent) > _REMEMBERED:
+                self._recent.popitem(last=False)
+            self.stored.count(kind, len(data))
+        return blob
 
 
 class BlobWriter:
@@ -153,7 +193,7 @@ class BlobWriter:
         return True
 
     def put(self, kind: Kind, data: bytes | memoryview, owner: int = 0) -> BlobId:
-        """Store a blob unless it is known; returns its id.  `data` must not change afterwards.  Raises RepositoryError."""
+        """Store a blob unless it is known; returns its id.  A memoryview is copied if it is kept.  Raises RepositoryError."""
         if self._failure is not None:
             self._raise()
         blob = self._keys.blob_id(kind, data)
@@ -173,16 +213,11 @@ class BlobWriter:
                 self._submit(next(iter(self._joining)))
         frame.words.append(framing.word(kind, length))
         frame.ids.append(blob)
-        frame.blobs.append(data)
+        frame.blobs.append(data if isinstance(data, bytes) else bytes(data))
         frame.size += length
         if frame.size >= limit:
             self._submit(key)
-        stored = self.stored
-        stored.plain += length
-        if volume is VolumeKind.DATA:
-            stored.data_blobs += 1
-        else:
-            stored.tree_blobs += 1
+        self.stored.count(kind, length)
         return blob
 
     def flush(self) -> None:

@@ -45,6 +45,13 @@ class _Level:
         self.pages = 0
         self.clear()
 
+    def clone(self) -> _Level:
+        other = _Level()
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.raws = list(self.raws)
+        return other
+
     def clear(self) -> None:
         self.raws: list[msgspec.Raw] = []
         self.first: bytes | None = None
@@ -77,6 +84,13 @@ class PageWriter:
                 return self._ended[depth]
             depth += 1
         return None
+
+    def clone(self) -> PageWriter:
+        """A copy that can be finished while this one goes on: the beginning of a directory, for a checkpoint."""
+        other = PageWriter(self._put, self._kind, self._key)
+        other._levels = [level.clone() for level in self._levels]
+        other._ended = dict(self._ended)
+        return other
 
     def _append(self, depth: int, raw: msgspec.Raw, length: int, key: bytes, sums: Sums, first: bytes | None) -> None:
         level = self._levels[depth]

@@ -8,6 +8,11 @@ from snapfs.repo.errors import SnapfsError
 class Progress:
     """Base class and the silent one.  Called from the thread that runs the operation."""
 
+    interrupted: bool = False
+    """Set by a signal handler: the operation ends at the next safe point with KeyboardInterrupt."""
+    wants_totals: bool = False
+    """Whether somebody watches, so that counting ahead is worth its time."""
+
     def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:
         """A phase begins ("scan", "index", "check volumes"); totals where they are known."""
 
@@ -15,7 +20,7 @@ class Progress:
         """The totals of this phase, as far as they are known by now."""
 
     def advance(self, files: int = 0, bytes: int = 0) -> None:
-        """So much more is done; also the place where a second Ctrl-C is noticed."""
+        """So much more is done."""
 
     def item(self, path: bytes, action: str, size: int = 0) -> None:
         """One entry is done: action is new, changed, unchanged, restored, excluded ..."""

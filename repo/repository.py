@@ -14,7 +14,13 @@ from snapfs.repo.blobs import CACHE_BYTES, BlobReader
 from snapfs.repo.client import Client
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import (
-    Damaged, RepositoryError, RepositoryExists, RepositoryNotFound, StorageError, UsageError, WrongPassword,
+    Damaged,
+    RepositoryError,
+    RepositoryExists,
+    RepositoryNotFound,
+    StorageError,
+    UsageError,
+    WrongPassword,
 )  # fmt: skip
 from snapfs.repo.events import Events, KeyNote, StoredSnapshot
 from snapfs.repo.format import labels as L

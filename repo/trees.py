@@ -41,6 +41,11 @@ class DirectoryWriter:
             raw = records.encode(node)
         self._pages.add(raw, node.name, Sums(1, bytes_of(node), nodes_of(node), files_of(node)), node.name)
 
+    def clone(self) -> DirectoryWriter:
+        other = DirectoryWriter.__new__(DirectoryWriter)
+        other._pages = self._pages.clone()
+        return other
+
     def finish(self) -> tuple[bytes | None, Below]:
         """(root page or None for an empty directory, what is below)."""
         branch = self._pages.finish()

@@ -1,1 +1,1 @@
-"""From a folder to a snapshot: walk the source (scan), cut its files (chunker), store what is new (engine)."""
+"""Backing up: patterns (what is left out), sources (where to begin), nodes and files (what is read), engine (the one pipeline)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snapfs.repo.model import Kind, KiB, MiB
+from snapfs.repo.model import KiB, Kind, MiB
 
 MAGIC = b"snapfs\r\n"
 FORMAT_VERSION = 1

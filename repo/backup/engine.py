@@ -1,0 +1,133 @@
+"""The one pipeline: walk the sources, reuse what is unchanged, read what is not, write directories bottom-up, commit.
+
+Data before index before event: every blob of the snapshot is durable before the snapshot's event is published, and the
+volumes relied on are listed once more just before.  A file that cannot be read is reported and the rest goes on; a repository
+that cannot be written stops the run and leaves no snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from snapfs import __version__
+from snapfs.repo.backup.chunker import Chunker
+from snapfs.repo.backup.estimate import Estimate
+from snapfs.repo.backup.files import FileReader
+from snapfs.repo.backup.options import BackupOptions, BackupResult
+from snapfs.repo.backup.parents import choose
+from snapfs.repo.backup.sources import absolute, branching
+from snapfs.repo.backup.walk import Walker
+from snapfs.repo.errors import StorageError, UsageError
+from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.index import IndexBroken
+from snapfs.repo.model import Below, Node, Snapshot, Totals
+from snapfs.repo.packing import BlobWriter, DryWriter
+from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.repository import Repository
+
+
+def backup(repository: Repository, options: BackupOptions, progress: Progress = SILENT) -> BackupResult:
+    """Make a snapshot.  Raises UsageError, RepositoryError; KeyboardInterrupt after a checkpoint when progress.interrupted is set."""
+    try:
+        return _Run(repository, options, progress).run()
+    except IndexBroken:
+        repository.synchronise(thorough=True)
+        return _Run(repository, options, progress).run()
+
+
+class _Run:
+    """One backup from start to commit."""
+
+    def __init__(self, repository: Repository, options: BackupOptions, progress: Progress) -> None:
+        self.repository = repository
+        self.options = options
+        self.progress = progress
+        self.started = time.monotonic_ns()
+        self.time = repository.system.now() if options.time is None else options.time
+        if options.stdin is not None:
+            if options.paths:
+                raise UsageError("--stdin reads standard input: name no paths with it")
+            self.paths: tuple[bytes, ...] = (b"/" + options.stdin_filename.lstrip(b"/"),)
+        else:
+            self.paths = tuple(dict.fromkeys(absolute(p) for p in options.paths))
+            if not self.paths:
+                raise UsageError("nothing to back up: name at least one file or folder")
+        self.excludes = options.excludes.describe()
+
+    def run(self) -> BackupResult:
+        repository, options = self.repository, self.options
+        if not options.dry_run:
+            repository.storage.sweep()
+        repository.synchronise()
+        earlier = [options.parent] if options.parent is not None else choose(repository.events.load(), options.host, self.paths)
+        self.earlier = [s for s in earlier if not options.force]
+        self.parent = self.earlier[-1] if self.earlier else None
+        if options.dry_run:
+            return self._run(DryWriter(repository.index, repository.keys))
+        with repository.writer(compression=options.compression, volume_size=options.volume_size) as writer:
+            return self._run(writer)
+
+    def _run(self, writer: BlobWriter | DryWriter) -> BackupResult:
+        repository, options, config = self.repository, self.options, self.repository.config
+        chunker = Chunker(repository.keys.chunker, config.chunk_minimum, config.chunk_average, config.chunk_maximum)
+        reader = FileReader(writer, chunker, repository.keys.page, lambda n: self.progress.advance(0, n))
+        self.walker = Walker(repository, options, writer, reader, self.progress, lambda: self._checkpoint(writer))
+        self.progress.phase("backup")
+        if options.stdin is not None:
+            root = self.walker.stream(self.paths[0], options.stdin)
+        else:
+            with Estimate(self.progress, self.paths, self.parent):
+                root = self.walker.tree(branching(self.paths), [s.record.root for s in self.earlier])
+        if not self.walker.reached:
+            raise UsageError("nothing was backed up: none of the paths can be read")
+        if options.dry_run:
+            return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent)
+        assert isinstance(writer, BlobWriter)
+        if options.skip_if_unchanged and self.parent is not None and self.parent.record.root.root == root.root:
+            return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent, skipped=True)
+        self.progress.phase("finish")
+        stored = self._commit(writer, root, complete=True)
+        return BackupResult(stored, stored.record.totals, self.walker.errors, self.parent)
+
+    def _commit(self, writer: BlobWriter, root: Node, complete: bool) -> StoredSnapshot:
+        writer.flush()
+        self._still_there(writer)
+        walker, options = self.walker, self.options
+        totals = self._totals(writer, root)
+        return self.repository.events.publish_snapshot(
+            Snapshot(
+                1, root, self.time, options.host, options.user, self.paths, options.tags, totals, complete, walker.errors,
+                walker.with_xattrs, tuple(walker.filesystems), self.excludes, f"snapfs {__version__}".encode(),
+                self.parent.id if self.parent is not None else None, os.geteuid(), os.getegid(),
+            )
+        )  # fmt: skip
+
+    def _still_there(self, writer: BlobWriter) -> None:
+        """Every volume that the new snapshot relies on, listed once more."""
+        listing = self.repository.volumes.listing()
+        index = self.repository.index
+        names = {index.volume(number).name for number in writer.relied_on} | writer.published
+        gone = [name for name in names if name not in listing]
+        if gone:
+            index.mark(gone, False)
+            raise StorageError(
+                f"{len(gone)} volumes vanished from the repository during the backup, so no snapshot was made: "
+                "find out who deletes there, then run this again"
+            )
+
+    def _checkpoint(self, writer: BlobWriter | DryWriter) -> None:
+        """Publish what has been walked so far as an incomplete snapshot: a later run need not read it again."""
+        root = self.walker.so_far()
+        if isinstance(writer, BlobWriter) and root is not None:
+            self._commit(writer, root, complete=False)
+
+    def _totals(self, writer: BlobWriter | DryWriter, root: Node) -> Totals:
+        below, stored, counts = root.below or Below(), writer.stored, self.walker.counts
+        return Totals(
+            files=below.files, directories=counts.directories, others=below.nodes - below.files - counts.directories,
+            size=below.size, files_new=counts.files_new, files_changed=counts.files_changed,
+            files_unmodified=counts.files_unmodified, dirs_new=counts.dirs_new, dirs_changed=counts.dirs_changed,
+            dirs_unmodified=counts.dirs_unmodified, data_blobs=stored.data_blobs, tree_blobs=stored.tree_blobs,
+            bytes_added=stored.plain, bytes_stored=stored.volumes, duration=time.monotonic_ns() - self.started,
+        )  # fmt: skip

@@ -1,0 +1,90 @@
+"""From lstat to Node: metadata, owners by name, extended attributes.  Content is files.py's subject."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Callable
+from functools import cache
+
+from snapfs.repo.errors import SourceError
+from snapfs.repo.format import labels as L
+from snapfs.repo.model import Kind, Node, NodeType, Xattr
+from snapfs.repo.pages import Put
+
+TYPES = {
+    stat.S_IFREG: NodeType.FILE,
+    stat.S_IFDIR: NodeType.DIRECTORY,
+    stat.S_IFLNK: NodeType.SYMLINK,
+    stat.S_IFCHR: NodeType.CHARACTER,
+    stat.S_IFBLK: NodeType.BLOCK,
+    stat.S_IFIFO: NodeType.FIFO,
+    stat.S_IFSOCK: NodeType.SOCKET,
+}
+_NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
+
+
+@cache
+def user_name(uid: int) -> bytes | None:
+    """Of this machine, looked up once; None if it has none."""
+    try:
+        return os.fsencode(pwd.getpwuid(uid).pw_name)
+    except (KeyError, OverflowError):
+        return None
+
+
+@cache
+def group_name(gid: int) -> bytes | None:
+    try:
+        return os.fsencode(grp.getgrgid(gid).gr_name)
+    except (KeyError, OverflowError):
+        return None
+
+
+def reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def read_xattrs(target: int | str, put: Put, path: bytes, failed: Callable[[SourceError], None]) -> tuple[Xattr, ...] | None:
+    """Every readable extended attribute of an open file or, by path, of a name (links not followed); None if there is none."""
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno not in _NO_XATTRS:
+            failed(SourceError(path, f"extended attributes cannot be listed: {reason(error)}"))
+        return None
+    if not names:
+        return None
+    found = []
+    for name in sorted(os.fsencode(n) for n in names):
+        try:
+            value = os.getxattr(target, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in _NO_XATTRS:  # ENODATA: removed meanwhile
+                failed(SourceError(path, f"extended attribute {name.decode(errors='replace')} cannot be read: {reason(error)}"))
+            continue
+        if len(value) <= L.INLINE_XATTR:
+            found.append(Xattr(name, value))
+        else:
+            found.append(Xattr(name, None, put(Kind.XATTR, value)))
+    return tuple(found) or None
+
+
+def make_node(name: bytes, st: os.stat_result, *, link: tuple[int, int] | None = None, with_atime: bool = False) -> Node:
+    """A Node with all that lstat tells; content, target, attributes and what is below are added by the caller."""
+    kind = TYPES[stat.S_IFMT(st.st_mode)]
+    device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (NodeType.CHARACTER, NodeType.BLOCK) else None
+    return Node(
+        name, int(kind), stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, user_name(st.st_uid), group_name(st.st_gid),
+        st.st_mtime_ns, st.st_ctime_ns, size=st.st_size if kind is NodeType.FILE else None, device=device, link=link,
+        links=st.st_nlink if link is not None else None, atime=st.st_atime_ns if with_atime else None,
+    )  # fmt: skip
+
+
+def by_descriptor(dir_fd: int, name: bytes) -> str:
+    """A path to a name in an open directory, for the calls that take no dir_fd; the last component is not followed."""
+    return f"/proc/self/fd/{dir_fd}/{os.fsdecode(name)}"
