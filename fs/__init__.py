@@ -1,1 +1,1 @@
-"""The mount: what a repository looks like as a file system (view), and its translation for the kernel."""
+"""The mount: what a repository looks like as a file system (view), its translation for the kernel (operations), start, stop."""

@@ -1,0 +1,113 @@
+"""Mountpoints: whether one can be used, what is mounted there, who keeps it busy, and taking a mount away."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from snapfs.repo.errors import MountError
+
+SUBTYPE = "snapfs"
+_TYPE = f"fuse.{SUBTYPE}"
+_NAMED = 5
+
+
+def check(mountpoint: str, repository: str) -> None:
+    """Raise MountError unless a file system can be mounted there.  `repository`: the folder it lies in."""
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("there is no /dev/fuse: load its kernel module (modprobe fuse); a container needs --device /dev/fuse")
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is not installed, and only root can mount without it (Debian: apt install fuse3)")
+    if mounted_type(mountpoint) == _TYPE:
+        raise MountError(f"{mountpoint}: a snapfs mount is there already: `snapfs umount {mountpoint}` takes it away")
+    try:
+        with os.scandir(mountpoint):
+            pass
+    except NotADirectoryError:
+        raise MountError(f"{mountpoint} is not a folder: mount on an existing, best empty one") from None
+    except FileNotFoundError:
+        raise MountError(f"{mountpoint} does not exist: make the folder first (mkdir {mountpoint})") from None
+    except OSError as error:
+        hint = f": a dead mount may be there, try `snapfs umount {mountpoint}`" if error.errno == errno.ENOTCONN else ""
+        raise MountError(f"{mountpoint}: {error.strerror}{hint}") from error
+    here, there = os.path.realpath(mountpoint), os.path.realpath(repository)
+    if os.path.commonpath((here, there)) in (here, there):
+        raise MountError(f"{mountpoint} and the repository {repository} lie in one another: mount elsewhere")
+
+
+def mounted_type(mountpoint: str) -> str | None:
+    """The type of the file system mounted exactly there ("fuse.snapfs"); None if none is."""
+    # Only the parent is resolved: the mountpoint itself may be a dead mount, which answers nothing.
+    parent, name = os.path.split(os.path.abspath(mountpoint))
+    path = os.path.join(os.path.realpath(parent), name)
+    found = None
+    for place, kind in _mounts():
+        if place == path:
+            found = kind
+    return found
+
+
+def unmount(mountpoint: str) -> None:
+    """Take a snapfs mount away.  Raises MountError, which names the processes that keep it busy."""
+    kind = mounted_type(mountpoint)
+    if kind is None and os.path.islink(mountpoint):
+        mountpoint = os.path.realpath(mountpoint)
+        kind = mounted_type(mountpoint)
+    if kind != _TYPE:
+        raise MountError(f"{mountpoint}: no snapfs mount is there")
+    helper = shutil.which("fusermount3")
+    if os.geteuid() == 0:
+        command = ["umount", "--", mountpoint]
+    elif helper is not None:
+        command = [helper, "-u", "--", mountpoint]
+    else:
+        raise MountError("fusermount3 is not installed, and only root can unmount without it (Debian: apt install fuse3)")
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return
+    users = [f"{name} ({pid})" for pid, name in holders(mountpoint)]
+    if users:
+        more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
+        raise MountError(f"{mountpoint} is in use by {', '.join(users[:_NAMED])}{more}: end them, then unmount again")
+    reason = done.stderr.strip().split("\n")[0] or "no reason given"
+    raise MountError(f"cannot unmount {mountpoint}: {reason}")
+
+
+def holders(mountpoint: str) -> Iterator[tuple[int, str]]:
+    """(process id, name) of each process with its working directory or an open file below; only those this user may look into."""
+    path = os.path.abspath(mountpoint)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and any(used == path or used.startswith(path + "/") for used in _used(f"/proc/{entry}")):
+            name = "?"
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/comm") as f:
+                name = f.read().strip()
+            yield int(entry), name
+
+
+def _used(process: str) -> Iterator[str]:
+    # Links are read, never followed: a look at the mount itself could wait for ever.
+    for link in ("cwd", "root", "exe"):
+        with contextlib.suppress(OSError):
+            yield os.readlink(f"{process}/{link}")
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"{process}/fd"):
+            with contextlib.suppress(OSError):
+                yield os.readlink(f"{process}/fd/{fd}")
+    with contextlib.suppress(OSError), open(f"{process}/maps", errors="surrogateescape") as maps:
+        for line in maps:
+            fields = line.rstrip("\n").split(maxsplit=5)
+            if len(fields) == 6:
+                yield fields[5]
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """(path, type) of all mounts of this namespace, later ones over earlier ones."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as f:
+        for line in f:
+            before, _, after = line.partition(" - ")
+            yield re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split(" ")[4]), after.split(" ")[0]
