@@ -44,7 +44,7 @@ class Filter:
         )
 
     def describe(self) -> str:
-        """" of host a with tags x,y": what stands behind "no snapshot"."""
+        """ " of host a with tags x,y": what stands behind "no snapshot"."""
         words = []
         if self.hosts:
             words.append(" of host " + " or ".join(_text(host) for host in self.hosts))

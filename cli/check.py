@@ -1,0 +1,148 @@
+"""`snapfs check`, `snapfs repair index`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from snapfs.cli.opening import open_repository
+from snapfs.cli.options import Settings, command, settings_options
+from snapfs.cli.progress import reporter
+from snapfs.cli.render import complain, count, document, line, named, out, size, text
+from snapfs.repo.check import CheckResult
+from snapfs.repo.check import check as run_check
+
+_DAMAGED = 20
+
+
+@command()
+@click.option("--read-data", is_flag=True, help="Read every byte in the repository, too.")
+def check(settings: Settings, read_data: bool) -> int:
+    """Verify that all snapshots can be read.
+
+    Without --read-data, this looks whether everything that the snapshots need is there; with it, whether every byte is what was
+    written, which takes as long as reading the whole repository.  Damage is named with the files that it hits, and the exit code
+    is 20.
+
+    \b
+    Examples:
+      snapfs check
+      snapfs check --read-data
+    """
+    progress = reporter(settings, job=True)
+    with open_repository(settings, progress) as repository:
+        try:
+            result = run_check(repository, read_data=read_data, progress=progress)
+        finally:
+            progress.close()
+    if settings.json:
+        _print_json(result, read_data)
+    else:
+        _print(settings, result, read_data)
+    return 0 if result.ok else _DAMAGED
+
+
+def _print(settings: Settings, result: CheckResult, read_data: bool) -> None:
+    for problem in result.problems:
+        complain(f"damage: {line(problem.where)}: {line(problem.message)}")
+    if result.problem_count > len(result.problems):
+        complain(f"... and {result.problem_count - len(result.problems):,} more")
+    for affected in result.affected:
+        out(f"affected: {affected.snapshot}:{text(affected.path)} ({affected.what})")
+    if result.affected_count > len(result.affected):
+        out(f"... and {result.affected_count - len(result.affected):,} more files")
+    if settings.quiet:
+        return
+    for note in result.notes:
+        out(f"note: {line(note)}")
+    looked = f"{count(result.snapshots, 'snapshot')}, {count(result.volumes, 'volume')} ({size(result.bytes_stored)})"
+    out(
+        f"checked {looked}, {count(result.blobs, 'blob')}"
+        + (f"; read {size(result.bytes_read)}" if read_data else "")
+    )
+    if result.ok:
+        out("no damage found" if read_data else "everything is there (--read-data looks at the content, too)")
+    else:
+        out(
+            f"damage found: {count(result.problem_count, 'problem')}, {count(result.affected_count, 'affected file')}"
+        )
+        out(
+            "The next backup stores what it still finds in the sources again; the rest needs a copy of the repository."
+        )
+
+
+def _print_json(result: CheckResult, read_data: bool) -> None:
+    for problem in result.problems:
+        document(
+            {
+                "message_type": "error",
+                "kind": problem.kind,
+                "message": problem.message,
+                "where": problem.where,
+            }
+        )
+    for affected in result.affected:
+        document(
+            {
+                "message_type": "affected",
+                "snapshot": affected.snapshot,
+                **named("path", affected.path),
+                "what": affected.what,
+            }
+        )
+    summary: dict[str, Any] = {
+        "message_type": "summary",
+        "num_errors": result.problem_count,
+        "affected_files": result.affected_count,
+        "notes": result.notes,
+        "read_data": read_data,
+        "snapshots": result.snapshots,
+        "volumes": result.volumes,
+        "blobs": result.blobs,
+        "bytes_stored": result.bytes_stored,
+        "bytes_read": result.bytes_read,
+    }
+    document(summary)
+
+
+@click.group()
+@settings_options(hidden=True)
+def repair() -> None:
+    """Mend what can be mended.
+
+    \b
+    Example:
+      snapfs repair index
+    """
+
+
+@command(name="index")
+def index(settings: Settings) -> None:
+    """Build the index anew from the volumes.
+
+    The index is this machine's list of what is where in the repository.  A damaged or missing one is rebuilt without being
+    asked; this is for when it is suspected of being wrong.
+
+    \b
+    Example:
+      snapfs repair index
+    """
+    progress = reporter(settings, job=True)
+    with open_repository(settings, progress) as repository:
+        try:
+            repository.index.reset()
+            repository.synchronise(thorough=True, progress=progress)
+        finally:
+            progress.close()
+        volumes = list(repository.index.volumes())
+    unusable = sum(not volume.usable for volume in volumes)
+    if settings.json:
+        document({"message_type": "summary", "volumes": len(volumes), "damaged_volumes": unusable})
+    elif not settings.quiet:
+        out(f"rebuilt the index from {count(len(volumes), 'volume')}")
+        if unusable:
+            out(f"{count(unusable, 'volume')} damaged: `snapfs check` names the files")
+
+
+repair.add_command(index)

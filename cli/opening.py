@@ -1,0 +1,104 @@
+"""Which repository, and how to open it: settings, environment and passwords put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+
+from snapfs.cli import passwords
+from snapfs.cli.options import Settings
+from snapfs.cli.render import complain
+from snapfs.repo.errors import UsageError, WrongPassword
+from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.model import Node
+from snapfs.repo.progress import Progress
+from snapfs.repo.repository import Repository
+from snapfs.repo.select import NO_FILTER, Filter, find, parse_spec
+
+_REMOTE = re.compile(r"(s3|sftp|ssh|rest|https?|b2|azure|gs|swift|rclone):", re.IGNORECASE)
+_TRIES = 3
+
+
+def place(settings: Settings) -> str:
+    """The repository's folder.  Raises UsageError."""
+    where, file = settings.repo, settings.repository_file
+    if where is None and file is None:
+        where, file = os.environ.get("SNAPFS_REPOSITORY"), os.environ.get("SNAPFS_REPOSITORY_FILE")
+        if where and file:
+            raise UsageError("SNAPFS_REPOSITORY and SNAPFS_REPOSITORY_FILE are both set: set one of them")
+    if file:
+        try:
+            with open(file, "rb") as opened:
+                where = os.fsdecode(opened.read().rstrip(b"\r\n"))
+        except OSError as error:
+            raise UsageError(f"repository file {file}: {error.strerror}") from None
+    if not where:
+        raise UsageError("no repository: name one with -r FOLDER, or set SNAPFS_REPOSITORY")
+    if "\0" in where:
+        raise UsageError("the repository's name holds a NUL byte")
+    if where.startswith("local:"):
+        return where.removeprefix("local:")
+    if _REMOTE.match(where) and not os.path.exists(where):
+        raise UsageError(
+            f"{where}: this version keeps repositories in folders only, mount the other place first"
+        )
+    return where
+
+
+def open_repository(settings: Settings, progress: Progress) -> Repository:
+    """Open it, with up to three tries where the password is typed."""
+    prepare_log()
+    where = place(settings)
+
+    def attempt(password: bytes) -> Repository:
+        cache_dir = settings.cache_dir or os.environ.get("SNAPFS_CACHE_DIR") or None
+        return Repository.open(
+            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress
+        )
+
+    if not os.path.exists(os.path.join(where, "config")):
+        return attempt(b"")  # there is nothing to open: says so without asking for a password
+    password = passwords.existing(settings, progress.notice)
+    if password is not None:
+        return attempt(password)
+    for _ in range(_TRIES - 1):
+        try:
+            return attempt(passwords.ask(f"password for the repository {where}: "))
+        except WrongPassword:
+            complain("wrong password, please try again")
+    return attempt(passwords.ask(f"password for the repository {where}: "))
+
+
+def snapshot_at(
+    repository: Repository, spec: bytes, wanted: Filter = NO_FILTER
+) -> tuple[StoredSnapshot, bytes, Node]:
+    """SNAP[:PATH] as (snapshot, PATH, the node there).  Raises SnapshotNotFound, UsageError."""
+    asked = parse_spec(spec)
+    snapshot = find(repository.snapshots(), asked.name, wanted)
+    path = b"/" + (asked.path or b"").strip(b"/")
+    return snapshot, path, repository.trees.resolve(snapshot.record.root, path)
+
+
+def adopt_repository(settings: Settings, *specs: bytes | None) -> list[bytes]:
+    """Take the repository from borg's REPOSITORY::SNAPSHOT, if one of these is that; returns them without it."""
+    plain = []
+    for spec in filter(None, specs):
+        asked = parse_spec(spec)
+        if asked.repository is not None:
+            named = os.fsdecode(asked.repository)
+            if settings.repo not in (None, named):
+                raise UsageError(f"two repositories are named: {settings.repo} and {named}")
+            settings.repo = named
+            spec = spec[len(asked.repository) + 2 :]
+        elif spec.startswith(b"::"):
+            spec = spec[2:]
+        plain.append(spec)
+    return plain
+
+
+def prepare_log() -> None:
+    """The engine's warnings go to stderr as lines; SNAPFS_DEBUG=1 shows all it says."""
+    level = logging.DEBUG if os.environ.get("SNAPFS_DEBUG") else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="snapfs: %(message)s")

@@ -1,0 +1,150 @@
+"""Where a password comes from: flag, then environment, then a prompt.  Never an argument, never a log.
+
+Passwords are bytes.  What a file, a command or a descriptor gives loses the end of its last line, nothing else.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+
+from snapfs.cli.options import Settings
+from snapfs.repo.errors import UsageError
+
+Notice = Callable[[str], None]
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
+"""32 of them: 5 bits a letter; none that looks like another."""
+_FROM_ENVIRONMENT = ("PASSWORD_COMMAND", "PASSWORD_FILE", "PASSWORD_FD", "PASSWORD")
+
+
+def given(
+    prefix: str,
+    file: str | None = None,
+    command: str | None = None,
+    empty: bool = False,
+    notice: Notice = lambda _: None,
+) -> bytes | None:
+    """The password that flags or the environment words with this prefix ("SNAPFS_") name; None if there are none.
+    Raises UsageError."""
+    if empty:
+        return b""
+    if file is not None:
+        password, origin = _from_file(file, notice), f"--password-file {file}"
+    elif command is not None:
+        password, origin = _from_command(command), "--password-command"
+    else:
+        words = [word for word in _FROM_ENVIRONMENT if os.environ.get(prefix + word)]
+        if not words:
+            return None
+        if len(words) > 1:
+            raise UsageError(f"{prefix}{words[0]} and {prefix}{words[1]} are both set: set one of them")
+        origin = prefix + words[0]
+        value = os.environ[origin]
+        if words[0] == "PASSWORD_COMMAND":
+            password = _from_command(value)
+        elif words[0] == "PASSWORD_FILE":
+            password = _from_file(value, notice)
+        elif words[0] == "PASSWORD_FD":
+            password = _from_descriptor(value, origin)
+        else:
+            password = os.fsencode(value)
+    if not password:
+        raise UsageError(
+            f"{origin} gives an empty password; where no protection is wanted, say --insecure-no-password"
+        )
+    return password
+
+
+def existing(settings: Settings, notice: Notice) -> bytes | None:
+    """The password of a repository as the settings name it; None: ask for it."""
+    return given(
+        "SNAPFS_", settings.password_file, settings.password_command, settings.insecure_no_password, notice
+    )
+
+
+def ask(question: str) -> bytes:
+    """Ask on the terminal, without echo.  Raises UsageError where there is none."""
+    if not _has_terminal():
+        raise UsageError(
+            "no password, and no terminal to ask for it: use --password-file, --password-command or SNAPFS_PASSWORD"
+        )
+    try:
+        return os.fsencode(getpass.getpass(question))
+    except (EOFError, UnicodeDecodeError):
+        raise UsageError("no password was typed") from None
+
+
+def ask_new(question: str) -> bytes:
+    """Ask for a new password twice, until both are equal."""
+    for _ in range(3):
+        password = ask(question)
+        if not password:
+            raise UsageError("an empty password protects nothing; if that is wanted: --insecure-no-password")
+        if ask("once more, to be sure: ") == password:
+            return password
+        print("these two were not the same; please try again", file=sys.stderr)
+    raise UsageError("no password was typed twice in the same way")
+
+
+def generate() -> bytes:
+    """64 random letters and digits, 320 bits, in groups of eight."""
+    return "-".join("".join(secrets.choice(_LETTERS) for _ in range(8)) for _ in range(8)).encode()
+
+
+def _has_terminal() -> bool:
+    if sys.stdin is not None and sys.stdin.isatty():
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _from_file(name: str, notice: Notice) -> bytes:
+    try:
+        with open(name, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            password = _first_line(file.read(), f"password file {name}")
+    except OSError as error:
+        raise UsageError(f"password file {name}: {error.strerror}") from None
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+        notice(f"everybody on this machine can read the password file {name}: chmod 600 {shlex.quote(name)}")
+    return password
+
+
+def _from_command(text: str) -> bytes:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"password command: {error}") from None
+    if not words:
+        raise UsageError("the password command is empty")
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
+    except OSError as error:
+        raise UsageError(f"password command {words[0]}: {error.strerror}") from None
+    if done.returncode:
+        raise UsageError(f"password command {words[0]} failed with exit code {done.returncode}")
+    return _first_line(done.stdout, f"password command {words[0]}")
+
+
+def _from_descriptor(text: str, origin: str) -> bytes:
+    try:
+        with open(int(text), "rb") as file:
+            return _first_line(file.read(), origin)
+    except (ValueError, OSError):
+        raise UsageError(f"{origin}={text} is not a file descriptor that can be read") from None
+
+
+def _first_line(data: bytes, origin: str) -> bytes:
+    password = data.rstrip(b"\r\n")
+    if b"\n" in password:
+        raise UsageError(f"{origin}: more than one line, and a password is one")
+    return password
