@@ -35,6 +35,7 @@ class PageWalk:
     def __init__(self, blobs: BlobReader) -> None:
         self._pages = PageReader(blobs, Kind.DIRECTORY, LEAF, _CACHED)
         self._stack: list[_Open] = []
+        self._passed = False
 
     def enter(self, page: bytes, path: bytes, below: Below) -> bool:
         """Whether to go into this page of the directory at `path`; `below` is what its parent says of it."""
@@ -55,6 +56,10 @@ class PageWalk:
         if self._stack:
             self._stack[-1].hit = True
 
+    def pass_over(self) -> None:
+        """Do not go into the directory that was yielded last."""
+        self._passed = True
+
     def walk(self, node: Node, path: bytes = b"") -> Iterator[Walked]:
         """Everything below a directory whose pages are entered, parents first; `path` is put before all names."""
         self._stack.clear()
@@ -70,11 +75,12 @@ class PageWalk:
                 if top.hit:
                     self.hit()
             elif isinstance(item, Branch):
-                self._open(item.id, top.path, top.level - 1, Below(item.nodes, item.files, item.bytes))
+                self._open(item.id, top.path, top.level - 1, Below(item.nodes, item.files, item.size))
             else:
                 here = top.path + b"/" + item.name
+                self._passed = False
                 yield Walked(here, item)
-                if item.is_dir and item.root is not None:
+                if item.is_dir and item.root is not None and not self._passed:
                     self._open(item.root, here, None, item.below or Below())
 
     def _open(self, page_id: bytes, path: bytes, level: int | None, below: Below) -> None:

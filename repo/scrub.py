@@ -122,10 +122,10 @@ class Examiner:
     def _frame(self, opener: Opener, entries: list[Entry], data: memoryview) -> None:
         number = entries[0][2].frame
         head, plain = open_frame(opener, number, data)
-        if head.kind != L.FRAME_BLOBS or head.count != len(entries):
+        if head.kind != L.FRAME_BLOBS or head.blobs != len(entries):
             raise Damaged(f"frame {number} is not what the directory says", opener.where)
         view = memoryview(plain)
-        lengths = framing.split(plain, head.count, opener.where)
+        lengths = framing.split(plain, head.blobs, opener.where)
         for (blob, kind, at), (found_kind, offset, length) in zip(entries, lengths, strict=True):
             if found_kind != kind or offset != at.offset or length != at.length:
                 raise Damaged(f"frame {number} is not what the directory says", opener.where)
