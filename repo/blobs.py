@@ -26,7 +26,10 @@ _FrameKey = tuple[int, int]
 
 
 class FrameCache:
-    """Opened frames, least recently used out first, at most `limit` bytes.  A frame wanted by several threads is opened once."""
+    """Opened frames, least recently used out first, at most `limit` bytes.
+
+    A frame wanted by several threads is opened once.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -78,7 +81,10 @@ class FrameCache:
 
 
 class BlobReader:
-    """Reads blobs by id, from any thread.  `refresh(thorough)` brings the index up to date and says whether anything changed."""
+    """Reads blobs by id, from any thread.
+
+    `refresh(thorough)` brings the index up to date and says whether anything changed.
+    """
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, refresh: Callable[[bool], bool],
                  cache_bytes: int = CACHE_BYTES) -> None:  # fmt: skip

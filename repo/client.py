@@ -22,7 +22,10 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """The state file, read at once, rewritten whole.  Where it cannot be written, this run has an id of its own and forgets it."""
+    """The state file, read at once, rewritten whole.
+
+    Where it cannot be written, this run has an id of its own and forgets it.
+    """
 
     def __init__(self, folder: str | None, system: System) -> None:
         self._path = None if folder is None else os.path.join(folder, "client")
@@ -34,7 +37,9 @@ class Client:
 
     def remember(self, *, heads: Iterable[Head] | None = None, slot: str | None = None) -> None:
         old = self.remembered
-        new = Remembered(old.client, old.heads if heads is None else tuple(heads), old.slot if slot is None else slot)
+        new = Remembered(
+            old.client, old.heads if heads is None else tuple(heads), old.slot if slot is None else slot
+        )
         if new != old:
             self.remembered = new
             self._save()

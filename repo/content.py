@@ -97,7 +97,9 @@ class Contents:
             if at >= end:
                 return
             skip = max(offset - at, 0)
-            yield Span(None if blob is None else BlobId(blob), skip, min(length, end - at) - skip, at + skip, length)
+            yield Span(
+                None if blob is None else BlobId(blob), skip, min(length, end - at) - skip, at + skip, length
+            )
 
     def read(self, node: Node, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer only at the end.  Raises Damaged, BlobMissing, StorageError."""
@@ -182,7 +184,9 @@ class Contents:
         return data if span.size == span.length else data[span.skip : span.skip + span.size]
 
 
-def page_ids(reader: PageReader[tuple[int, int]] | PageReader[tuple[bytes | None, int]], root: bytes) -> Iterator[bytes]:
+def page_ids(
+    reader: PageReader[tuple[int, int]] | PageReader[tuple[bytes | None, int]], root: bytes
+) -> Iterator[bytes]:
     """The root page and every page below it."""
     yield root
     level, page = reader.page(root)

@@ -67,7 +67,9 @@ class State:
 class Events:
     """The events of one repository.  Opened events are kept, so loading again costs one listing."""
 
-    def __init__(self, storage: Storage, keys: Keys, repository: bytes, client: Client, system: System) -> None:
+    def __init__(
+        self, storage: Storage, keys: Keys, repository: bytes, client: Client, system: System
+    ) -> None:
         self._storage = storage
         self._keys = keys
         self._repository = repository
@@ -77,7 +79,10 @@ class Events:
         self._state: State | None = None
 
     def load(self) -> State:
-        """List and fold.  Raises StorageError if the list or an event cannot be read, UnsupportedFormat for newer events."""
+        """List and fold.
+
+        Raises StorageError if the list or an event cannot be read, UnsupportedFormat for newer events.
+        """
         names = {}
         for path, size in self._storage.list("events"):
             text = path.rsplit("/", 1)[1]
@@ -85,7 +90,9 @@ class Events:
                 names[bytes.fromhex(text)] = size
         if self._state is not None and names.keys() == self._opened.keys():
             return self._state
-        self._opened = {name: self._opened.get(name) or self._open(name, size) for name, size in names.items()}
+        self._opened = {
+            name: self._opened.get(name) or self._open(name, size) for name, size in names.items()
+        }
         self._state = self._fold()
         return self._state
 
@@ -93,7 +100,13 @@ class Events:
         """Append an event to this client's chain: the commit of whatever it says.  Returns its name."""
         state = self.load()
         event = Event(1, self._client.id, state.sequence + 1, state.heads, self._system.now(), body)
-        sealer = Sealer(self._keys.sealing(L.EVENT), L.EVENT, self._repository, self._system.salt(self._client.id), epoch=self._keys.epoch)
+        sealer = Sealer(
+            self._keys.sealing(L.EVENT),
+            L.EVENT,
+            self._repository,
+            self._system.salt(self._client.id),
+            epoch=self._keys.epoch,
+        )
         data = seal_record(sealer, records.encode(event), L.EVENT_STEP)
         if len(data) > _LARGEST_EVENT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")

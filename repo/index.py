@@ -25,6 +25,7 @@ from snapfs.repo.format.crypto import keyed_hash
 from snapfs.repo.model import BlobId, Location, VolumeKind
 
 _VALUE = struct.Struct("<IQQI")
+_FIRST = struct.Struct("<I")
 _VOLUME = struct.Struct("<BBQ32s")
 _NUMBER = struct.Struct(">I")
 _SCHEMA = b"snapfs index 1"
@@ -42,7 +43,10 @@ class IndexBroken(RepositoryError):
 
 
 class IndexedVolume(NamedTuple):
-    """A volume the index knows.  Not `usable`: gone, cut short or damaged; read from if need be, never deduplicated against."""
+    """A volume the index knows.
+
+    Not `usable`: gone, cut short or damaged; read from if need be, never deduplicated against.
+    """
 
     number: int
     name: bytes
@@ -82,19 +86,27 @@ class Index:
         return found
 
     def get(self, blob: bytes) -> Location | None:
-        """A place of the blob in a usable volume, for deduplication."""
-        key = blob[:KEY]
-        with self._broken(), self._env.begin(db=self._blobs) as txn:
-            value = txn.get(key)
-        if value is None:
-            return None
-        location = self._decode(key, value)
-        if location is not None and location.volume in self._usable:
-            return location
+        """A place of the blob in a usable volume.  Raises IndexBroken."""
         for location in self.copies(blob):
             if self._is_usable(location.volume):
                 return location
         return None
+
+    def holder(self, blob: bytes) -> int | None:
+        """The number of a usable volume that has the blob: what deduplication asks, once for every blob there is."""
+        key = blob[:KEY]
+        try:
+            with self._env.begin(db=self._blobs) as txn:
+                value = txn.get(key)
+        except lmdb.Error as error:
+            raise IndexBroken(str(error)) from error
+        if value is None:
+            return None
+        number: int = _FIRST.unpack_from(value)[0]
+        if number in self._usable and keyed_hash(self._tag_key, key + value[:-8])[:8] == value[-8:]:
+            return number
+        location = self.get(blob)
+        return None if location is None else location.volume
 
     def volume(self, number: int) -> IndexedVolume:
         """Raises IndexBroken for a number that no volume has."""
@@ -123,8 +135,11 @@ class Index:
 
     # ---- writing -------------------------------------------------------------------------------------------------
 
-    def add(self, name: bytes, kind: VolumeKind, size: int, entries: Iterable[Entry], usable: bool = True) -> int:
-        """Record a durable volume and its blobs in one transaction; returns its number.  A volume known by that name is replaced."""
+    def add(
+        self, name: bytes, kind: VolumeKind, size: int, entries: Iterable[Entry], usable: bool = True
+    ) -> int:
+        """Record a durable volume and its blobs in one transaction; returns its number.  A volume known by
+        that name is replaced."""
         with self._broken(), self._env.begin(write=True) as txn:
             known = {v.name: v for v in self._read_volumes(txn)}
             old = known.get(name)
@@ -133,7 +148,10 @@ class Index:
             for blob, at in entries:
                 key = blob[:KEY]
                 packed = _VALUE.pack(
-                    number, at.entry | at.frame << 24 | at.sealed << 40, at.frame_offset | at.offset << 32, at.length
+                    number,
+                    at.entry | at.frame << 24 | at.sealed << 40,
+                    at.frame_offset | at.offset << 32,
+                    at.length,
                 )
                 rows.append((key, packed + keyed_hash(self._tag_key, key + packed)[:8]))
             rows.sort()
@@ -191,7 +209,9 @@ class Index:
         try:
             self._temporary = tempfile.mkdtemp(prefix="snapfs-index-")
         except OSError as error:
-            raise StorageError(f"no place for the index: {error.strerror}: set --cache-dir or TMPDIR to a writable folder") from error
+            raise StorageError(
+                f"no place for the index: {error.strerror}: set --cache-dir or TMPDIR to a writable folder"
+            ) from error
         os.mkdir(os.path.join(self._temporary, "open"))
         return self._temporary
 
@@ -201,7 +221,9 @@ class Index:
         try:
             self._marker = os.open(self._marker_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"index in {self.folder}: {error.strerror}: free some space or set --cache-dir", error.errno) from error
+            raise StorageError(
+                f"index in {self.folder}: {error.strerror}: free some space or set --cache-dir", error.errno
+            ) from error
         with contextlib.suppress(OSError):
             fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -247,7 +269,13 @@ class Index:
             try:
                 with self._broken():
                     self._env = lmdb.open(
-                        path, map_size=size, max_dbs=4, mode=0o600, max_readers=512, meminit=False, readahead=False
+                        path,
+                        map_size=size,
+                        max_dbs=4,
+                        mode=0o600,
+                        max_readers=512,
+                        meminit=False,
+                        readahead=False,
                     )
                 break
             except IndexBroken as error:
@@ -282,7 +310,10 @@ class Index:
     def _read_volumes(self, txn: lmdb.Transaction) -> Iterator[IndexedVolume]:
         for key, value in txn.cursor(self._volumes_db):
             key, value = bytes(key), bytes(value)
-            if len(value) != _VOLUME.size + 8 or value[-8:] != keyed_hash(self._tag_key, key + value[:-8])[:8]:
+            if (
+                len(value) != _VOLUME.size + 8
+                or value[-8:] != keyed_hash(self._tag_key, key + value[:-8])[:8]
+            ):
                 raise IndexBroken("a volume's record is damaged")
             kind, usable, size, name = _VOLUME.unpack(value[:-8])
             yield IndexedVolume(_NUMBER.unpack(key)[0], name, VolumeKind(kind), size, bool(usable))
@@ -299,7 +330,13 @@ class Index:
             return None
         volume, first, second, length = _VALUE.unpack(packed)
         return Location(
-            volume, first & 0xFFFFFF, first >> 24 & 0xFFFF, second & 0xFFFFFFFF, first >> 40, second >> 32, length
+            volume,
+            first & 0xFFFFFF,
+            first >> 24 & 0xFFFF,
+            second & 0xFFFFFFFF,
+            first >> 40,
+            second >> 32,
+            length,
         )
 
     @contextlib.contextmanager
@@ -307,10 +344,12 @@ class Index:
         try:
             yield
         except lmdb.DiskError as error:
-            raise StorageError(f"index in {self.folder}: {error}: free some space or set --cache-dir") from error
+            raise StorageError(
+                f"index in {self.folder}: {error}: free some space or set --cache-dir"
+            ) from error
         except (lmdb.Error, OSError) as error:
             if isinstance(error, lmdb.MapFullError) or "No space" in str(error) or "quota" in str(error):
-                raise StorageError(f"index in {self.folder}: {error}: free some space or set --cache-dir") from error
+                raise StorageError(
+                    f"index in {self.folder}: {error}: free some space or set --cache-dir"
+                ) from error
             raise IndexBroken(str(error)) from error
-
-

@@ -11,7 +11,10 @@ from snapfs.repo.system import System
 
 
 class Keys:
-    """Ids, paging, the index's tags and the sealing keys.  Ids and the chunker's key live as long as the repository; only sealing keys have epochs."""
+    """Ids, paging, the index's tags and the sealing keys.
+
+    Ids and the chunker's key live as long as the repository; only sealing keys have epochs.
+    """
 
     epoch = 1
 

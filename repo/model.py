@@ -92,7 +92,8 @@ class Holes(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Below(msgspec.Struct, array_like=True, frozen=True):
-    """What is below a directory, itself not counted: nodes of every type, regular files, the sum of their sizes in bytes."""
+    """What is below a directory, itself not counted: nodes of every type, regular files, the sum of their
+    sizes in bytes."""
 
     nodes: int = 0
     files: int = 0

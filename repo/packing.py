@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from snapfs.repo.errors import Damaged, SnapfsError, StorageError, UsageError
 from snapfs.repo.format import frame as framing
@@ -121,7 +121,10 @@ class Putter(Protocol):
 
 
 class DryWriter:
-    """Counts what would be stored.  Of the blobs that are new it remembers only the last ones, so its count is an upper bound."""
+    """Counts what would be stored.
+
+    Of the blobs that are new it remembers only the last ones, so its count is an upper bound.
+    """
 
     def __init__(self, index: Index, keys: Keys) -> None:
         self._index = index
@@ -130,7 +133,7 @@ class DryWriter:
         self.stored = Stored()
 
     def known(self, blob: BlobId) -> bool:
-        return blob in self._recent or self._index.get(blob) is not None
+        return blob in self._recent or self._index.holder(blob) is not None
 
     def put(self, kind: Kind, data: bytes | memoryview, owner: int = 0) -> BlobId:
         blob = self._keys.blob_id(kind, data)
@@ -143,7 +146,11 @@ class DryWriter:
 
 
 class BlobWriter:
-    """Stores blobs.  put(), known() and flush() belong to one thread; use as a context manager, leaving it discards what is not flushed."""
+    """Stores blobs.
+
+    put(), known() and flush() belong to one thread; use as a context manager, leaving it discards what is not
+    flushed.
+    """
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
                  *, volume_size: int, largest_blob: int, compression: str = "auto") -> None:  # fmt: skip
@@ -173,7 +180,7 @@ class BlobWriter:
         """Numbers of the volumes that known() answered for: they must still be there at the commit."""
         self.published: set[bytes] = set()
 
-    def __enter__(self) -> BlobWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,14 +193,15 @@ class BlobWriter:
         """Whether the blob is in a volume that new snapshots may rely on, or on its way into one."""
         if blob in self._pending:
             return True
-        location = self._index.get(blob)
-        if location is None:
+        volume = self._index.holder(blob)
+        if volume is None:
             return False
-        self.relied_on.add(location.volume)
+        self.relied_on.add(volume)
         return True
 
     def put(self, kind: Kind, data: bytes | memoryview, owner: int = 0) -> BlobId:
-        """Store a blob unless it is known; returns its id.  A memoryview is copied if it is kept.  Raises RepositoryError."""
+        """Store a blob unless it is known; returns its id.  A memoryview is copied if it is kept.  Raises
+        RepositoryError."""
         if self._failure is not None:
             self._raise()
         blob = self._keys.blob_id(kind, data)
@@ -274,7 +282,9 @@ class BlobWriter:
         if isinstance(self._failure, SnapfsError):
             raise self._failure
         if isinstance(self._failure, MemoryError):
-            raise StorageError("out of memory while writing volumes: nothing was lost, run this again") from self._failure
+            raise StorageError(
+                "out of memory while writing volumes: nothing was lost, run this again"
+            ) from self._failure
         raise self._failure
 
     # ---- in the workers ------------------------------------------------------------------------------------------
@@ -297,7 +307,9 @@ class BlobWriter:
     def _new_volume(self, kind: VolumeKind) -> _OpenVolume:
         object_kind = OBJECTS[kind]
         salt = self._system.salt(self._client)
-        sealer = Sealer(self._keys.sealing(object_kind), object_kind, self._repository, salt, epoch=self._keys.epoch)
+        sealer = Sealer(
+            self._keys.sealing(object_kind), object_kind, self._repository, salt, epoch=self._keys.epoch
+        )
         new = self._storage.create()
         try:
             return _OpenVolume(new, sealer)
@@ -314,7 +326,8 @@ class BlobWriter:
             try:
                 new.sync()
             except StorageError:
-                # A failed fsync condemns the file.  Its bytes were just checked, so they are written once more elsewhere.
+                # A failed fsync condemns the file.  Its bytes were just checked, so they are written once
+                # more elsewhere.
                 new, condemned = self._copy(new, volume.used), new
                 condemned.discard()
                 name, entries = self._verify(kind, new, volume.used)
@@ -328,8 +341,11 @@ class BlobWriter:
         self.stored.volumes += volume.used
         self._pending.difference_update(blob for blob, _ in entries)
 
-    def _verify(self, kind: VolumeKind, new: NewObject, size: int) -> tuple[bytes, list[tuple[BlobId, Location]]]:
-        """Read a finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged if it is not as meant."""
+    def _verify(
+        self, kind: VolumeKind, new: NewObject, size: int
+    ) -> tuple[bytes, list[tuple[BlobId, Location]]]:
+        """Read a finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged
+        if it is not as meant."""
         where = "a volume just written"
         header = new.read(0, L.HEADER_SIZE)
         opener = self._volumes.make_opener(kind, header, where)
@@ -347,7 +363,9 @@ class BlobWriter:
                 _, plain = open_frame(opener, current, data)
             found = memoryview(plain)[location.offset : location.offset + location.length]
             if self._keys.blob_id(Kind(blob_kind), found) != blob:
-                raise Damaged("a blob does not read back as it was written: is the memory of this machine sound?", where)
+                raise Damaged(
+                    "a blob does not read back as it was written: is the memory of this machine sound?", where
+                )
             entries.append((blob, location))
         while at < size:
             rest = new.read(at, min(_COPY, size - at))

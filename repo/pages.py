@@ -92,7 +92,9 @@ class PageWriter:
         other._ended = dict(self._ended)
         return other
 
-    def _append(self, depth: int, raw: msgspec.Raw, length: int, key: bytes, sums: Sums, first: bytes | None) -> None:
+    def _append(
+        self, depth: int, raw: msgspec.Raw, length: int, key: bytes, sums: Sums, first: bytes | None
+    ) -> None:
         level = self._levels[depth]
         if not level.raws:
             level.first = first
@@ -180,7 +182,9 @@ class PageReader(Generic[T]):
 
     def by_name(self, root: BlobId | bytes, name: bytes) -> Found[T] | None:
         found = self._descend(root, lambda page: bisect_right(page.names, name) - 1)
-        return found if found is not None and self._leaf.name and self._leaf.name(found.entry) == name else None
+        return (
+            found if found is not None and self._leaf.name and self._leaf.name(found.entry) == name else None
+        )
 
     def by_node(self, root: BlobId | bytes, number: int) -> Found[T] | None:
         """The entry that is, or holds below it, the `number`-th node of the sequence."""
@@ -226,7 +230,9 @@ class PageReader(Generic[T]):
             _running([leaf.nodes(e) for e in leaves]), _running([leaf.bytes(e) for e in leaves]),
         )  # fmt: skip
 
-    def _iterate(self, page_id: BlobId | bytes, expected: int | None, start: int, ordinal: int, nodes: int, size: int) -> Iterator[Found[T]]:
+    def _iterate(
+        self, page_id: BlobId | bytes, expected: int | None, start: int, ordinal: int, nodes: int, size: int
+    ) -> Iterator[Found[T]]:
         level, page = self.page(page_id, expected)
         first = max(bisect_right(page.entries, start - ordinal) - 1, 0) if start > ordinal else 0
         if page.leaves is not None:
@@ -236,7 +242,12 @@ class PageReader(Generic[T]):
         assert page.branches is not None
         for i in range(first, len(page.branches)):
             yield from self._iterate(
-                page.branches[i].id, level - 1, start, ordinal + page.entries[i], nodes + page.nodes[i], size + page.bytes[i]
+                page.branches[i].id,
+                level - 1,
+                start,
+                ordinal + page.entries[i],
+                nodes + page.nodes[i],
+                size + page.bytes[i],
             )
 
     def _by_sum(self, root: BlobId | bytes, wanted: int, sums: str) -> Found[T] | None:

@@ -1,4 +1,7 @@
-"""How the engine tells what it is doing.  The engine never prints: it calls one of these, which does nothing by default."""
+"""How the engine tells what it is doing.
+
+The engine never prints: it calls one of these, which does nothing by default.
+"""
 
 from __future__ import annotations
 

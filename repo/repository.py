@@ -1,4 +1,5 @@
-"""Create, open, close a repository: wires storage, keys, index, blobs, trees and events, and holds no algorithm of theirs."""
+"""Create, open, close a repository: wires storage, keys, index, blobs, trees and events, and holds no
+algorithm of theirs."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 import logging
 import os
 from functools import cached_property
+from typing import Self
 
 import platformdirs
 
@@ -102,7 +104,9 @@ class Repository:
         storage.put("README.txt", README.encode())
         slot = _put_slot(storage, bundle, password, cost, repository, system)
         keys = Keys(bundle, "new repository")
-        Events(storage, keys, repository, Client(None, system), system).publish(_key_added(slot, label, host, user))
+        Events(storage, keys, repository, Client(None, system), system).publish(
+            _key_added(slot, label, host, user)
+        )
         sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
         data = seal_record(sealer, bundle.config, L.EVENT_STEP)
         storage.put("config", data)
@@ -131,9 +135,11 @@ class Repository:
         config = _open_config(storage, keys, bundle, repository, progress)
         client.remember(slot=slot)
         index_folder = None if no_cache else os.path.join(cache_dir, here, "index")
-        return Repository(storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system)
+        return Repository(
+            storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system
+        )
 
-    def __enter__(self) -> Repository:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -215,7 +221,9 @@ class Repository:
             try:
                 entries, usable = list(self.volumes.directory(kind, name, size)), True
             except Damaged as error:
-                progress.notice(f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only")
+                progress.notice(
+                    f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
+                )
                 entries, usable = self._salvage(kind, name), False
             except StorageError as error:
                 if is_absent(error):
@@ -237,7 +245,9 @@ class Repository:
         names = sorted(path.rsplit("/", 1)[1] for path, _ in self.storage.list("keys"))
         return [(name, notes.get(bytes.fromhex(name))) for name in names if len(name) == 64]
 
-    def add_key(self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = "") -> str:
+    def add_key(
+        self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
+    ) -> str:
         """Make another key slot for another password; returns its name."""
         slot = _put_slot(self.storage, self._bundle, password, cost, self.id, self.system)
         self.events.publish(_key_added(slot, label, host, user))
@@ -246,10 +256,14 @@ class Repository:
     def remove_key(self, name: str) -> None:
         """Remove a slot; its password opens nothing any more.  Raises UsageError for the slot in use."""
         if name == self.slot:
-            raise UsageError("this key slot is the one in use: open the repository with another password to remove it")
+            raise UsageError(
+                "this key slot is the one in use: open the repository with another password to remove it"
+            )
         self.storage.remove(f"keys/{name}")
 
-    def change_password(self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = "") -> str:
+    def change_password(
+        self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
+    ) -> str:
         """Replace the slot in use: the new one is durable before the old one goes."""
         old, self.slot = self.slot, self.add_key(password, cost=cost, label=label, host=host, user=user)
         self.storage.remove(f"keys/{old}")
@@ -271,7 +285,9 @@ def _refuse_occupied(storage: LocalStorage) -> None:
             storage.remove(name)
 
 
-def _put_slot(storage: LocalStorage, bundle: Bundle, password: bytes, cost: Cost, repository: bytes, system: System) -> str:
+def _put_slot(
+    storage: LocalStorage, bundle: Bundle, password: bytes, cost: Cost, repository: bytes, system: System
+) -> str:
     data = seal_slot(bundle, password, cost, repository, system.salt())
     name = hashlib.sha256(data).hexdigest()
     storage.put(f"keys/{name}", data)
@@ -317,7 +333,9 @@ def _open_slots(storage: LocalStorage, password: bytes, repository: bytes, first
     raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")
 
 
-def _open_config(storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes, progress: Progress) -> Config:
+def _open_config(
+    storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes, progress: Progress
+) -> Config:
     try:
         data = storage.read("config")
         record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
@@ -328,4 +346,3 @@ def _open_config(storage: LocalStorage, keys: Keys, bundle: Bundle, repository: 
     if config.repository != repository:
         raise Damaged("belongs to another repository", "config")
     return config
-

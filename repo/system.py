@@ -1,4 +1,5 @@
-"""The seams to the world outside: clock, randomness, who and where this process is.  Passed in, so that tests can replace them."""
+"""The seams to the world outside: clock, randomness, who and where this process is.  Passed in, so that
+tests can replace them."""
 
 from __future__ import annotations
 
@@ -30,6 +31,15 @@ class System:
     _counter: itertools.count[int] = field(default_factory=itertools.count)
 
     def salt(self, client: bytes = b"") -> bytes:
-        """32 bytes never to be repeated, not even by a stuck random source, a fork or a cloned machine: random bytes hashed with what tells processes and moments apart."""
-        parts = (self.entropy(32), client, self.boot_id, os.getpid(), time.time_ns(), time.monotonic_ns(), next(self._counter))
+        """32 bytes never to be repeated, not even by a stuck random source, a fork or a cloned machine:
+        random bytes hashed with what tells processes and moments apart."""
+        parts = (
+            self.entropy(32),
+            client,
+            self.boot_id,
+            os.getpid(),
+            time.time_ns(),
+            time.monotonic_ns(),
+            next(self._counter),
+        )
         return keyed_hash(L.SALT_LABEL.ljust(32, b"\0"), repr(parts).encode())

@@ -86,7 +86,9 @@ class Trees:
                 continue
             found = self.lookup(node, name) if node.is_dir else None
             if found is None:
-                raise SnapshotNotFound(f"{path.decode('utf-8', 'backslashreplace')}: no such path in the snapshot")
+                raise SnapshotNotFound(
+                    f"{path.decode('utf-8', 'backslashreplace')}: no such path in the snapshot"
+                )
             node = found.entry
         return node
 
@@ -111,11 +113,14 @@ class Walked(NamedTuple):
 
 
 class RawDirectory:
-    """One directory of the parent snapshot beside the one being scanned: entries in order, each with its own encoding."""
+    """One directory of the parent snapshot beside the one being scanned: entries in order, each with its own
+    encoding."""
 
     def __init__(self, blobs: BlobReader, node: Node | None) -> None:
         self._blobs = blobs
-        self._entries = self._read(node.root, None) if node is not None and node.root is not None else iter(())
+        self._entries = (
+            self._read(node.root, None) if node is not None and node.root is not None else iter(())
+        )
         self._next = next(self._entries, None)
         self.taken = 0
         """Entries handed out by take()."""

@@ -88,7 +88,8 @@ class Volumes:
         return layout.directory_frames(opener, tail, data)
 
     def salvage(self, kind: VolumeKind, name: bytes) -> Iterator[tuple[BlobId, int, Location]]:
-        """The blobs of a volume whose directory is lost: every frame from the front that still opens, ids computed anew."""
+        """The blobs of a volume whose directory is lost: every frame from the front that still opens, ids
+        computed anew."""
         path = object_name(kind, name)
         opener = self.opener(kind, name)
         data, entry = memoryview(self.storage.read(path)), 0
@@ -96,7 +97,9 @@ class Volumes:
             if head.kind != L.FRAME_BLOBS:
                 continue
             try:
-                _, plain = open_frame(opener, number, data[offset : offset + L.FRAME_HEADER_SIZE + head.sealed])
+                _, plain = open_frame(
+                    opener, number, data[offset : offset + L.FRAME_HEADER_SIZE + head.sealed]
+                )
                 blobs = framing.split(plain, head.blobs, path)
             except Damaged:
                 entry += head.blobs

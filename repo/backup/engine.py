@@ -28,7 +28,10 @@ from snapfs.repo.repository import Repository
 
 
 def backup(repository: Repository, options: BackupOptions, progress: Progress = SILENT) -> BackupResult:
-    """Make a snapshot.  Raises UsageError, RepositoryError; KeyboardInterrupt after a checkpoint when progress.interrupted is set."""
+    """Make a snapshot.
+
+    Raises UsageError, RepositoryError; KeyboardInterrupt after a checkpoint when progress.interrupted is set.
+    """
     try:
         return _Run(repository, options, progress).run()
     except IndexBroken:
@@ -60,7 +63,11 @@ class _Run:
         if not options.dry_run:
             repository.storage.sweep()
         repository.synchronise()
-        earlier = [options.parent] if options.parent is not None else choose(repository.events.load(), options.host, self.paths)
+        earlier = (
+            [options.parent]
+            if options.parent is not None
+            else choose(repository.events.load(), options.host, self.paths)
+        )
         self.earlier = [s for s in earlier if not options.force]
         self.parent = self.earlier[-1] if self.earlier else None
         if options.dry_run:
@@ -70,9 +77,13 @@ class _Run:
 
     def _run(self, writer: BlobWriter | DryWriter) -> BackupResult:
         repository, options, config = self.repository, self.options, self.repository.config
-        chunker = Chunker(repository.keys.chunker, config.chunk_minimum, config.chunk_average, config.chunk_maximum)
+        chunker = Chunker(
+            repository.keys.chunker, config.chunk_minimum, config.chunk_average, config.chunk_maximum
+        )
         reader = FileReader(writer, chunker, repository.keys.page, lambda n: self.progress.advance(0, n))
-        self.walker = Walker(repository, options, writer, reader, self.progress, lambda: self._checkpoint(writer))
+        self.walker = Walker(
+            repository, options, writer, reader, self.progress, lambda: self._checkpoint(writer)
+        )
         self.progress.phase("backup")
         if options.stdin is not None:
             root = self.walker.stream(self.paths[0], options.stdin)
@@ -84,8 +95,14 @@ class _Run:
         if options.dry_run:
             return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent)
         assert isinstance(writer, BlobWriter)
-        if options.skip_if_unchanged and self.parent is not None and self.parent.record.root.root == root.root:
-            return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent, skipped=True)
+        if (
+            options.skip_if_unchanged
+            and self.parent is not None
+            and self.parent.record.root.root == root.root
+        ):
+            return BackupResult(
+                None, self._totals(writer, root), self.walker.errors, self.parent, skipped=True
+            )
         self.progress.phase("finish")
         stored = self._commit(writer, root, complete=True)
         return BackupResult(stored, stored.record.totals, self.walker.errors, self.parent)
@@ -98,7 +115,7 @@ class _Run:
         return self.repository.events.publish_snapshot(
             Snapshot(
                 1, root, self.time, options.host, options.user, self.paths, options.tags, totals, complete, walker.errors,
-                walker.with_xattrs, tuple(walker.filesystems), self.excludes, f"snapfs {__version__}".encode(),
+                walker.entries.with_xattrs, tuple(walker.entries.filesystems), self.excludes, f"snapfs {__version__}".encode(),
                 self.parent.id if self.parent is not None else None, os.geteuid(), os.getegid(),
             )
         )  # fmt: skip
@@ -126,8 +143,8 @@ class _Run:
         below, stored, counts = root.below or Below(), writer.stored, self.walker.counts
         return Totals(
             files=below.files, directories=counts.directories, others=below.nodes - below.files - counts.directories,
-            size=below.size, files_new=counts.files_new, files_changed=counts.files_changed,
-            files_unmodified=counts.files_unmodified, dirs_new=counts.dirs_new, dirs_changed=counts.dirs_changed,
-            dirs_unmodified=counts.dirs_unmodified, data_blobs=stored.data_blobs, tree_blobs=stored.tree_blobs,
+            size=below.size, files_new=counts.files["new"], files_changed=counts.files["changed"],
+            files_unmodified=counts.files["unchanged"], dirs_new=counts.dirs["new"], dirs_changed=counts.dirs["changed"],
+            dirs_unmodified=counts.dirs["unchanged"], data_blobs=stored.data_blobs, tree_blobs=stored.tree_blobs,
             bytes_added=stored.plain, bytes_stored=stored.volumes, duration=time.monotonic_ns() - self.started,
         )  # fmt: skip

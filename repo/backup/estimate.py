@@ -1,4 +1,5 @@
-"""How much there is to do: what the parent snapshot had, or, without one and while somebody watches, a count that runs ahead."""
+"""How much there is to do: what the parent snapshot had, or, without one and while somebody watches, a count
+that runs ahead."""
 
 from __future__ import annotations
 

@@ -33,7 +33,10 @@ class Content(NamedTuple):
 
 
 class FileReader:
-    """Reads files into blobs, one after another, with one buffer.  Raises OSError for the source, RepositoryError for the repository."""
+    """Reads files into blobs, one after another, with one buffer.
+
+    Raises OSError for the source, RepositoryError for the repository.
+    """
 
     def __init__(self, writer: Putter, chunker: Chunker, page_key: bytes, advance: Advance) -> None:
         self._writer = writer
@@ -56,7 +59,9 @@ class FileReader:
         extents, root = content.finish()
         kept = None
         if sparse:
-            kept = write_holes(self._put_page, self._page_key, iter(holes) if holes is not None else _holes(fd, end))
+            kept = write_holes(
+                self._put_page, self._page_key, iter(holes) if holes is not None else _holes(fd, end)
+            )
         return Content(content.size, None, extents, root, kept)
 
     def stream(self, stream: BinaryIO, owner: int) -> Content:
@@ -75,7 +80,9 @@ class FileReader:
             return Content(len(data), data or None)
         return Content(len(data), None, (Extent(self._writer.put(Kind.CONTENT, data, owner), len(data)),))
 
-    def _segments(self, fd: int, size: int, holes: Iterator[tuple[int, int]], content: ContentWriter, owner: int) -> int:
+    def _segments(
+        self, fd: int, size: int, holes: Iterator[tuple[int, int]], content: ContentWriter, owner: int
+    ) -> int:
         """Feed everything up to where the file ends now; returns that offset."""
         segment, at = _Segment(self, content, owner), 0
         for offset, length in holes:

@@ -12,18 +12,19 @@ from functools import cache
 
 from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
-from snapfs.repo.model import Kind, Node, NodeType, Xattr
+from snapfs.repo.model import Extent, Holes, Kind, Node, NodeType, Xattr
 from snapfs.repo.pages import Put
 
 TYPES = {
-    stat.S_IFREG: NodeType.FILE,
-    stat.S_IFDIR: NodeType.DIRECTORY,
-    stat.S_IFLNK: NodeType.SYMLINK,
-    stat.S_IFCHR: NodeType.CHARACTER,
-    stat.S_IFBLK: NodeType.BLOCK,
-    stat.S_IFIFO: NodeType.FIFO,
-    stat.S_IFSOCK: NodeType.SOCKET,
+    stat.S_IFREG: int(NodeType.FILE),
+    stat.S_IFDIR: int(NodeType.DIRECTORY),
+    stat.S_IFLNK: int(NodeType.SYMLINK),
+    stat.S_IFCHR: int(NodeType.CHARACTER),
+    stat.S_IFBLK: int(NodeType.BLOCK),
+    stat.S_IFIFO: int(NodeType.FIFO),
+    stat.S_IFSOCK: int(NodeType.SOCKET),
 }
+_DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -48,8 +49,11 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def read_xattrs(target: int | str, put: Put, path: bytes, failed: Callable[[SourceError], None]) -> tuple[Xattr, ...] | None:
-    """Every readable extended attribute of an open file or, by path, of a name (links not followed); None if there is none."""
+def read_xattrs(
+    target: int | str, put: Put, path: bytes, failed: Callable[[SourceError], None]
+) -> tuple[Xattr, ...] | None:
+    """Every readable extended attribute of an open file or, by path, of a name (links not followed); None if
+    there is none."""
     follow = isinstance(target, int)
     try:
         names = os.listxattr(target, follow_symlinks=follow)
@@ -65,7 +69,12 @@ def read_xattrs(target: int | str, put: Put, path: bytes, failed: Callable[[Sour
             value = os.getxattr(target, name, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _NO_XATTRS:  # ENODATA: removed meanwhile
-                failed(SourceError(path, f"extended attribute {name.decode(errors='replace')} cannot be read: {reason(error)}"))
+                failed(
+                    SourceError(
+                        path,
+                        f"extended attribute {name.decode(errors='replace')} cannot be read: {reason(error)}",
+                    )
+                )
             continue
         if len(value) <= L.INLINE_XATTR:
             found.append(Xattr(name, value))
@@ -74,17 +83,21 @@ def read_xattrs(target: int | str, put: Put, path: bytes, failed: Callable[[Sour
     return tuple(found) or None
 
 
-def make_node(name: bytes, st: os.stat_result, *, link: tuple[int, int] | None = None, with_atime: bool = False) -> Node:
-    """A Node with all that lstat tells; content, target, attributes and what is below are added by the caller."""
+def make_node(name: bytes, st: os.stat_result, *, with_atime: bool = False, link: tuple[int, int] | None = None,
+              size: int | None = None, data: bytes | None = None, blobs: tuple[Extent, ...] | None = None,
+              root: bytes | None = None, xattrs: tuple[Xattr, ...] | None = None, holes: Holes | None = None,
+              changed: int = 0) -> Node:  # fmt: skip
+    """A Node with all that lstat tells, and the content or target that the caller has read."""
     kind = TYPES[stat.S_IFMT(st.st_mode)]
-    device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in (NodeType.CHARACTER, NodeType.BLOCK) else None
+    device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in _DEVICES else None
     return Node(
-        name, int(kind), stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, user_name(st.st_uid), group_name(st.st_gid),
-        st.st_mtime_ns, st.st_ctime_ns, size=st.st_size if kind is NodeType.FILE else None, device=device, link=link,
-        links=st.st_nlink if link is not None else None, atime=st.st_atime_ns if with_atime else None,
+        name, kind, stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, user_name(st.st_uid), group_name(st.st_gid),
+        st.st_mtime_ns, st.st_ctime_ns, size, data, blobs, root, device, xattrs, link, holes, None, changed,
+        st.st_atime_ns if with_atime else None, st.st_nlink if link is not None else None,
     )  # fmt: skip
 
 
 def by_descriptor(dir_fd: int, name: bytes) -> str:
-    """A path to a name in an open directory, for the calls that take no dir_fd; the last component is not followed."""
+    """A path to a name in an open directory, for the calls that take no dir_fd; the last component is not
+    followed."""
     return f"/proc/self/fd/{dir_fd}/{os.fsdecode(name)}"

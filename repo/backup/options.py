@@ -12,7 +12,8 @@ from snapfs.repo.model import Totals
 
 @dataclass(frozen=True)
 class BackupOptions:
-    """`paths` are made absolute; `time` is in ns, None for now; `parent` None picks the newest of the same host and paths."""
+    """`paths` are made absolute; `time` is in ns, None for now; `parent` None picks the newest of the same
+    host and paths."""
 
     paths: tuple[bytes, ...]
     host: bytes

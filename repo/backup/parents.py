@@ -23,7 +23,8 @@ class Earlier(NamedTuple):
 
 
 def choose(state: State, host: bytes, paths: Sequence[bytes]) -> list[StoredSnapshot]:
-    """The newest snapshot of this host and these paths; before it, a newer checkpoint that an interrupted run left."""
+    """The newest snapshot of this host and these paths; before it, a newer checkpoint that an interrupted
+    run left."""
 
     def fits(s: StoredSnapshot) -> bool:
         return s.record.host == host and set(s.record.paths) == set(paths)

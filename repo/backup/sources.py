@@ -42,7 +42,10 @@ class Protected:
 
     def __init__(self, repository: Repository) -> None:
         self._places: dict[tuple[int, int], str] = {}
-        for path, what in ((repository.storage.place, "the repository itself"), (repository.cache_folder, "the cache of this repository")):
+        for path, what in (
+            (repository.storage.place, "the repository itself"),
+            (repository.cache_folder, "the cache of this repository"),
+        ):
             if path is not None:
                 try:
                     st = os.stat(path)

@@ -1,1 +1,5 @@
-"""Bytes <-> values.  Pure functions: no files, no clock, no randomness (salts are passed in).  docs/format.md is their specification."""
+"""Bytes <-> values.
+
+Pure functions: no files, no clock, no randomness (salts are passed in).  docs/format.md is their
+specification.
+"""

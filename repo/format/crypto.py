@@ -1,4 +1,5 @@
-"""The primitives, and nothing but: HKDF-SHA256, AES-256-GCM, keyed BLAKE3, Argon2id.  The only module importing `cryptography` and `blake3`."""
+"""The primitives, and nothing but: HKDF-SHA256, AES-256-GCM, keyed BLAKE3, Argon2id.  The only module
+importing `cryptography` and `blake3`."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ class Header(NamedTuple):
 
 
 class FrameHeader(NamedTuple):
-    """What stands sealed before each body: its kind, codec, number of blobs, length when open, length as it lies here (with its tag)."""
+    """What stands sealed before each body: its kind, codec, number of blobs, length when open, length as it
+    lies here (with its tag)."""
 
     kind: int
     codec: int
@@ -64,7 +65,9 @@ def parse_header(data: bytes, where: str) -> Header:
     if magic != L.MAGIC:
         raise Damaged("not a snapfs object", where)
     if version != L.FORMAT_VERSION:
-        raise UnsupportedFormat(f"{where}: format version {version}, this snapfs reads {L.FORMAT_VERSION}: install a newer snapfs")
+        raise UnsupportedFormat(
+            f"{where}: format version {version}, this snapfs reads {L.FORMAT_VERSION}: install a newer snapfs"
+        )
     if features or suite != L.SUITE_AES_256_GCM or wrap not in (L.WRAP_REPOSITORY, L.WRAP_PASSWORD):
         raise UnsupportedFormat(
             f"{where}: needs features {features:#x}, suite {suite}, wrap kind {wrap}: install a newer snapfs"
@@ -104,11 +107,15 @@ class Sealer:
         self.frames += 1
         return self.frames - 1
 
-    def frame(self, number: int, kind: int, codec: int, count: int, plain: int, body: bytes) -> tuple[bytes, bytes]:
+    def frame(
+        self, number: int, kind: int, codec: int, count: int, plain: int, body: bytes
+    ) -> tuple[bytes, bytes]:
         """Seal a frame: (sealed header, sealed body).  Each `number` comes from number() and is used once."""
         head = _FRAME.pack(kind, codec, 0, count, plain, len(body) + L.TAG_SIZE)
         encrypt = self._aead.encrypt
-        return encrypt(_nonce(2 * number), head, self.header), encrypt(_nonce(2 * number + 1), body, self.header)
+        return encrypt(_nonce(2 * number), head, self.header), encrypt(
+            _nonce(2 * number + 1), body, self.header
+        )
 
     def tail(self, plain: bytes) -> bytes:
         return self._aead.encrypt(_TAIL_NONCE, plain, self.header)
@@ -117,7 +124,9 @@ class Sealer:
 class Opener:
     """Opens the frames of one object, in any order.  Safe to use from several threads."""
 
-    def __init__(self, key: bytes, header: bytes, where: str, kind: int, repository: bytes | None = None) -> None:
+    def __init__(
+        self, key: bytes, header: bytes, where: str, kind: int, repository: bytes | None = None
+    ) -> None:
         parsed = parse_header(header, where)
         if parsed.kind != kind or (repository is not None and parsed.repository != repository):
             raise Damaged("belongs to another repository or is of another kind", where)
@@ -132,7 +141,11 @@ class Opener:
         """Open the 32 bytes before a body.  Raises Damaged."""
         plain = self._open(_nonce(2 * number), sealed, f"header of frame {number}")
         kind, codec, reserved, count, length, body = _FRAME.unpack(plain)
-        if reserved or length > L.FRAME_PLAIN_LIMIT or not L.TAG_SIZE <= body <= L.FRAME_PLAIN_LIMIT + L.TAG_SIZE:
+        if (
+            reserved
+            or length > L.FRAME_PLAIN_LIMIT
+            or not L.TAG_SIZE <= body <= L.FRAME_PLAIN_LIMIT + L.TAG_SIZE
+        ):
             raise Damaged(f"bad header of frame {number}", self.where)
         return FrameHeader(kind, codec, count, length, body)
 

@@ -35,7 +35,10 @@ def join(words: Sequence[int], blobs: Sequence[bytes | bytearray | memoryview]) 
 
 
 def split(plain: bytes, count: int, where: str) -> list[tuple[int, int, int]]:
-    """(kind, offset, length) of each blob in the plaintext of a frame.  Raises Damaged if they do not fill it exactly."""
+    """(kind, offset, length) of each blob in the plaintext of a frame.
+
+    Raises Damaged if they do not fill it exactly.
+    """
     if not 0 < count <= L.JOINED_BLOBS or 4 * count > len(plain):
         raise Damaged("a frame with a bad number of blobs", where)
     offset, found = 4 * count, []
@@ -51,7 +54,11 @@ def split(plain: bytes, count: int, where: str) -> list[tuple[int, int, int]]:
 
 
 def compress(plain: bytes, level: int) -> tuple[int, bytes]:
-    """(codec, body).  Level 0 stores; so does what would shrink by less than three per cent, judged first on samples when it is large."""
+    """(codec, body).
+
+    Level 0 stores; so does what would shrink by less than three per cent, judged first on samples when it is
+    large.
+    """
     if level == 0 or not plain:
         return L.STORED, plain
     if len(plain) >= 16 * _SAMPLE and not _promising(plain):
@@ -82,7 +89,10 @@ def decompress(codec: int, body: bytes, length: int, where: str) -> bytes:
 
 
 def _promising(plain: bytes) -> bool:
-    """Whether any of four samples compresses.  Sampling costs a hundredth of compressing and spares photos and archives all of it."""
+    """Whether any of four samples compresses.
+
+    Sampling costs a hundredth of compressing and spares photos and archives all of it.
+    """
     compressor, step = _compressor(1), (len(plain) - _SAMPLE) // 3
     samples = (plain[i : i + _SAMPLE] for i in range(0, len(plain) - _SAMPLE + 1, step))
     return any(len(compressor.compress(s)) < _GAIN * _SAMPLE for s in samples)

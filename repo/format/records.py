@@ -59,7 +59,10 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Config(msgspec.Struct, array_like=True, frozen=True):
-    """The parameters of a repository, fixed at init.  Feature sets name what a program must know to read, write or prune."""
+    """The parameters of a repository, fixed at init.
+
+    Feature sets name what a program must know to read, write or prune.
+    """
 
     version: int
     repository: bytes
@@ -74,7 +77,8 @@ class Config(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True):
-    """The newest event a client had seen of some chain: (client, sequence number, name of the event's file as 32 bytes)."""
+    """The newest event a client had seen of some chain: (client, sequence number, name of the event's file
+    as 32 bytes)."""
 
     client: bytes
     sequence: int
@@ -121,7 +125,9 @@ def decode(kind: type[T], data: bytes | msgspec.Raw, where: str) -> T:
     except (msgspec.DecodeError, ValueError) as error:
         raise Damaged(f"{kind.__name__.lower()} record does not decode: {error}", where) from error
     if getattr(found, "version", VERSION) > VERSION:
-        raise UnsupportedFormat(f"{where}: a newer kind of {kind.__name__.lower()} record: install a newer snapfs")
+        raise UnsupportedFormat(
+            f"{where}: a newer kind of {kind.__name__.lower()} record: install a newer snapfs"
+        )
     return found
 
 

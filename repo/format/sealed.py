@@ -1,4 +1,5 @@
-"""A whole object that holds one record: an event, the config, a key slot's bundle.  Header, frame 0, and padding that hides the length."""
+"""A whole object that holds one record: an event, the config, a key slot's bundle.  Header, frame 0, and
+padding that hides the length."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from snapfs.repo.format.envelope import Opener, Sealer
 
 
 def seal_record(sealer: Sealer, record: bytes, step: int) -> bytes:
-    """A whole object that holds one record: header, frame 0, and a padding frame up to the next multiple of `step` bytes."""
+    """A whole object that holds one record: header, frame 0, and a padding frame up to the next multiple of
+    `step` bytes."""
     head, body = sealer.frame(sealer.number(), L.FRAME_RECORD, L.STORED, 1, len(record), record)
     used = len(sealer.header) + len(head) + len(body)
     gap = -used % step

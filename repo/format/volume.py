@@ -22,7 +22,8 @@ _MINIMUM_PADDING = L.FRAME_HEADER_SIZE + L.TAG_SIZE
 
 
 class FrameEntry(msgspec.Struct, array_like=True, frozen=True):
-    """One blob frame in the directory: its number, offset of its sealed header, length of its sealed body, blobs in it."""
+    """One blob frame in the directory: its number, offset of its sealed header, length of its sealed body,
+    blobs in it."""
 
     number: int
     offset: int
@@ -31,7 +32,8 @@ class FrameEntry(msgspec.Struct, array_like=True, frozen=True):
 
 
 class DirectoryPart(msgspec.Struct, array_like=True, frozen=True):
-    """The record in a directory frame: frames, and for all their blobs in order the length words (u32 LE) and the ids."""
+    """The record in a directory frame: frames, and for all their blobs in order the length words (u32 LE)
+    and the ids."""
 
     version: int
     frames: list[FrameEntry]
@@ -84,7 +86,9 @@ def decode_tail(plain: bytes, size: int, where: str) -> Tail:
     return tail
 
 
-def decode_directory(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[tuple[BlobId, int, Location]]:
+def decode_directory(
+    opener: Opener, tail: Tail, data: bytes | memoryview
+) -> Iterator[tuple[BlobId, int, Location]]:
     """Each blob of a volume as (id, kind, location); `data` are the bytes from `tail.offset` to the tail.  `location.volume` is 0.
 
     Raises Damaged at the first byte that is not as written.
@@ -128,7 +132,8 @@ def _parts(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[Dir
 
 
 def walk(opener: Opener, data: bytes | memoryview) -> Iterator[tuple[int, int, FrameHeader]]:
-    """(number, offset, header) of each frame from the front, until one does not open: for a volume whose directory is lost."""
+    """(number, offset, header) of each frame from the front, until one does not open: for a volume whose
+    directory is lost."""
     view, at, number = memoryview(data), len(opener.header), 0
     while at + L.FRAME_HEADER_SIZE < len(view) - L.TAIL_SIZE + 1:
         try:
@@ -141,7 +146,8 @@ def walk(opener: Opener, data: bytes | memoryview) -> Iterator[tuple[int, int, F
 
 
 def padded(used: int, volume_size: int) -> int:
-    """The size to which a run's last volume of `used` bytes is padded: Padme (PURBs, PoPETS 2019), in steps of 4 KiB, never over `volume_size`."""
+    """The size to which a run's last volume of `used` bytes is padded: Padme (PURBs, PoPETS 2019), in steps
+    of 4 KiB, never over `volume_size`."""
     exponent = used.bit_length() - 1
     low = exponent - exponent.bit_length()
     mask = max((1 << low) - 1 if low > 0 else 0, L.PADDING_STEP - 1)

@@ -44,8 +44,12 @@ class LocalObject:
         self._storage = storage
         self._name = f"tmp/{secrets.token_hex(16)}"
         with _failing_as(f"create {self._name}"):
-            self._fd = os.open(storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with contextlib.suppress(OSError):  # some network file systems have no flock: their leftovers stay
+            self._fd = os.open(
+                storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+            with contextlib.suppress(
+                OSError
+            ):  # some network file systems have no flock: their leftovers stay
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._failed = False
 
@@ -87,7 +91,8 @@ class LocalObject:
 
     @contextlib.contextmanager
     def _condemning(self, what: str) -> Iterator[None]:
-        """A file that failed once stays failed: after a failed fsync the kernel may have dropped pages it then calls clean."""
+        """A file that failed once stays failed: after a failed fsync the kernel may have dropped pages it
+        then calls clean."""
         if self._failed or self._fd < 0:
             raise StorageError(f"repository: {self._name} failed before and is not used again")
         try:
@@ -113,11 +118,13 @@ class LocalStorage:
             info = os.stat(self.place)
         except OSError as error:
             raise RepositoryNotFound(
-                f"no repository at {self.place}: {_reason(error)}; check the path, or make one with `snapfs init`", self.place
+                f"no repository at {self.place}: {_reason(error)}; check the path, or make one with `snapfs init`",
+                self.place,
             ) from error
         if not stat.S_ISDIR(info.st_mode):
             raise RepositoryNotFound(f"no repository at {self.place}: not a folder", self.place)
-        # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from the original.
+        # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from
+        # the original.
         self.identity = os.fsencode(os.path.realpath(self.place)) + b"\0%d" % info.st_ino
 
     def path(self, name: str) -> str:
@@ -200,7 +207,9 @@ class LocalStorage:
                         raise
                     if self._notice and not self._said_no_dir_fsync:
                         self._said_no_dir_fsync = True
-                        self._notice(f"{self.place} cannot fsync folders: a power cut may undo the newest files there")
+                        self._notice(
+                            f"{self.place} cannot fsync folders: a power cut may undo the newest files there"
+                        )
                 finally:
                     os.close(fd)
 

@@ -1,0 +1,175 @@
+"""One entry that is no directory: reused from an earlier snapshot, or read.
+
+The caller adds what comes back to the directory it writes.  Errors of the source are OSErrors here; the walk reports them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from snapfs.repo.backup.files import Content, FileReader
+from snapfs.repo.backup.nodes import by_descriptor, group_name, make_node, read_xattrs, user_name
+from snapfs.repo.backup.parents import Earlier
+from snapfs.repo.content import Contents
+from snapfs.repo.errors import SourceError
+from snapfs.repo.model import BlobId, Kind, Node, Xattr
+from snapfs.repo.packing import Putter
+
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_LINKS = 4096
+"""Hard-linked files whose content is remembered, so that another name of one is not read again."""
+
+Report = Callable[[SourceError], None]
+
+
+class Taken(NamedTuple):
+    """An entry for the directory being written; `raw` is its encoding in an earlier snapshot, if it is the same."""
+
+    node: Node
+    raw: msgspec.Raw | None
+    action: str
+    """new, changed or unchanged."""
+
+
+class EntryReader:
+    """Reads entries of the source.  `with_xattrs` counts those that have any; `filesystems` names the ordinals of hard links."""
+
+    def __init__(
+        self, writer: Putter, reader: FileReader, contents: Contents, report: Report, with_atime: bool
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._contents = contents
+        self._report = report
+        self._with_atime = with_atime
+        self._links: OrderedDict[tuple[int, int], Content] = OrderedDict()
+        self._ordinals: dict[int, int] = {}
+        self._euid = os.geteuid()
+        self.filesystems: list[bytes] = []
+        self.with_xattrs = 0
+
+    def file(
+        self, dir_fd: int, name: bytes, path: bytes, st: os.stat_result, was: Sequence[Earlier]
+    ) -> Taken:
+        """A regular file: not opened if an earlier snapshot has it unchanged."""
+        for earlier in was:
+            if self._unchanged(earlier.node, st):
+                return self._reuse(path, st, earlier)
+        fd = self.open(dir_fd, name, st.st_uid)
+        try:
+            return Taken(self._read(fd, name, path, st), None, "changed" if was else "new")
+        finally:
+            os.close(fd)
+
+    def other(
+        self, dir_fd: int, name: bytes, path: bytes, st: os.stat_result, was: Sequence[Earlier]
+    ) -> Taken:
+        """A symbolic link, device, fifo or socket."""
+        target = os.fsencode(os.readlink(name, dir_fd=dir_fd)) if stat.S_ISLNK(st.st_mode) else None
+        xattrs = self.xattrs(by_descriptor(dir_fd, name), path)
+        node = make_node(
+            name, st, with_atime=self._with_atime, link=self._link(st, path), data=target, xattrs=xattrs
+        )
+        if was and was[0].node == node:
+            return Taken(node, was[0].raw, "unchanged")
+        return Taken(node, None, "changed" if was else "new")
+
+    def directory(self, name: bytes, fd: int, path: bytes) -> tuple[Node, os.stat_result]:
+        """An open directory, without what is in it."""
+        st = os.fstat(fd)
+        return make_node(name, st, with_atime=self._with_atime, xattrs=self.xattrs(fd, path)), st
+
+    def open(self, dir_fd: int, name: bytes, owner: int, more: int = 0) -> int:
+        """Open without following a link, blocking on a fifo, or touching the access time where that is allowed."""
+        if self._euid in (0, owner):
+            with contextlib.suppress(PermissionError):
+                return os.open(name, _FLAGS | more | os.O_NOATIME, dir_fd=dir_fd)
+        return os.open(name, _FLAGS | more, dir_fd=dir_fd)
+
+    def put(self, kind: Kind, data: bytes) -> BlobId:
+        return self._writer.put(kind, data)
+
+    def xattrs(self, target: int | str, path: bytes) -> tuple[Xattr, ...] | None:
+        found = read_xattrs(target, self.put, path, self._report)
+        if found is not None:
+            self.with_xattrs += 1
+        return found
+
+    def _unchanged(self, earlier: Node, st: os.stat_result) -> bool:
+        """The decided rule, and that everything the earlier entry needs is still in the repository."""
+        if (
+            earlier.mtime != st.st_mtime_ns
+            or earlier.size != st.st_size
+            or earlier.ctime != st.st_ctime_ns
+            or earlier.changed
+            or not earlier.is_file
+        ):
+            return False
+        known = self._writer.known
+        if earlier.root is None and earlier.xattrs is None and earlier.holes is None:
+            for blob, _ in earlier.blobs or ():
+                if blob is not None and not known(BlobId(blob)):
+                    return False
+            return True
+        return all(known(BlobId(blob)) for _, blob in self._contents.blobs(earlier))
+
+    def _reuse(self, path: bytes, st: os.stat_result, earlier: Earlier) -> Taken:
+        node, raw = earlier
+        link = self._link(st, path) if st.st_nlink > 1 else None
+        links = st.st_nlink if link is not None else None
+        user, group = user_name(st.st_uid), group_name(st.st_gid)
+        atime = st.st_atime_ns if self._with_atime else None
+        if node.xattrs is not None:
+            self.with_xattrs += 1
+        if (node.link, node.links, node.user, node.group, node.atime) != (link, links, user, group, atime):
+            node = replace(node, link=link, links=links, user=user, group=group, atime=atime)
+            raw = None
+        return Taken(node, raw, "unchanged")
+
+    def _read(self, fd: int, name: bytes, path: bytes, st: os.stat_result) -> Node:
+        """Read a file; once more if it changed meanwhile; flagged if it changed again."""
+        link = self._link(st, path) if st.st_nlink > 1 else None
+        key = (st.st_dev, st.st_ino)
+        content = self._links.get(key) if link is not None else None
+        changed = 0
+        if content is None:
+            content = self._reader.file(fd, st)
+            after = os.fstat(fd)
+            if _stamp(after) != _stamp(st):
+                if not stat.S_ISREG(after.st_mode):
+                    raise OSError(0, "became something else while it was read")
+                os.lseek(fd, 0, os.SEEK_SET)
+                st = after
+                content = self._reader.file(fd, st)
+                if _stamp(os.fstat(fd)) != _stamp(st):
+                    changed = 1
+                    self._report(SourceError(path, "changed while it was read, twice: stored as it was read"))
+            if link is not None and not changed:
+                self._links[key] = content
+                if len(self._links) > _LINKS:
+                    self._links.popitem(last=False)
+        return make_node(
+            name, st, with_atime=self._with_atime, link=link, xattrs=self.xattrs(fd, path), changed=changed,
+            size=content.size, data=content.data, blobs=content.blobs, root=content.root, holes=content.holes,
+        )  # fmt: skip
+
+    def _link(self, st: os.stat_result, path: bytes) -> tuple[int, int] | None:
+        if st.st_nlink < 2:
+            return None
+        ordinal = self._ordinals.get(st.st_dev)
+        if ordinal is None:
+            ordinal = self._ordinals[st.st_dev] = len(self.filesystems)
+            self.filesystems.append(path)
+        return ordinal, st.st_ino
+
+
+def _stamp(st: os.stat_result) -> tuple[int, ...]:
+    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
