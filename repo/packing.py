@@ -8,31 +8,29 @@ that failed once stays failed.  Files of different owners never share a frame.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, Self
 
-from snapfs.repo.errors import Damaged, SnapfsError, StorageError, UsageError
+from snapfs.repo.errors import SnapfsError, StorageError, UsageError
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.index import Index
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import BlobId, Kind, Location, MiB, VolumeKind
-from snapfs.repo.storage.base import NewObject
+from snapfs.repo.model import BlobId, Kind, MiB, VolumeKind
 from snapfs.repo.system import System
-from snapfs.repo.volumes import OBJECTS, Volumes, object_name, open_frame
+from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
+from snapfs.repo.volumes import OBJECTS, Volumes
 
 WORKERS = 2
 _BUDGET = 24 * MiB
 """Plaintext waiting for a worker, at most."""
 _OPEN_OWNERS = 8
 _REMEMBERED = 100_000
-_COPY = 8 * MiB
 
 
 @dataclass
@@ -50,65 +48,6 @@ class Stored:
             self.data_blobs += 1
         else:
             self.tree_blobs += 1
-
-
-@dataclass
-class _Frame:
-    """A frame being joined."""
-
-    words: list[int] = field(default_factory=list)
-    ids: list[BlobId] = field(default_factory=list)
-    blobs: list[bytes] = field(default_factory=list)
-    size: int = 0
-
-
-class _OpenVolume:
-    """A volume being written: frames are appended until it is full, then finish() writes its directory."""
-
-    def __init__(self, new: NewObject, sealer: Sealer) -> None:
-        self.new = new
-        self.sealer = sealer
-        self.used = len(sealer.header)
-        self.frames: list[layout.FrameEntry] = []
-        self.words: list[int] = []
-        self.ids: list[BlobId] = []
-        new.write(sealer.header)
-
-    def fits(self, body: int, blobs: int, volume_size: int) -> bool:
-        need = L.FRAME_HEADER_SIZE + body + 3 * L.TAG_SIZE
-        bound = layout.directory_size(len(self.frames) + 1, len(self.ids) + blobs)
-        return (
-            self.used + need + bound + L.FRAME_HEADER_SIZE + L.TAG_SIZE <= volume_size
-            and len(self.ids) + blobs <= L.BLOBS_PER_VOLUME
-            and len(self.frames) < L.FRAMES_PER_VOLUME - 1024  # padding and directory frames are numbered too
-        )
-
-    def append(self, frame: _Frame, codec: int, plain: int, body: bytes) -> None:
-        number = self.sealer.number()
-        head, sealed = self.sealer.frame(number, L.FRAME_BLOBS, codec, len(frame.ids), plain, body)
-        self.new.write(head, sealed)
-        self.frames.append(layout.FrameEntry(number, self.used, len(sealed), len(frame.ids)))
-        self.words += frame.words
-        self.ids += frame.ids
-        self.used += len(head) + len(sealed)
-
-    def finish(self, volume_size: int, full: bool) -> None:
-        """Padding, directory, tail.  A full volume is filled to exactly `volume_size`."""
-        parts = layout.encode_directory(self.frames, self.words, self.ids)
-        rest = sum(L.FRAME_HEADER_SIZE + len(p) + L.TAG_SIZE for p in parts) + L.TAIL_SIZE
-        target = volume_size if full else layout.padded(self.used + rest, volume_size)
-        for length in layout.padding(target - self.used - rest):
-            self._write(L.FRAME_PADDING, bytes(length))
-        tail = layout.Tail(self.sealer.frames, len(parts), self.used)
-        for part in parts:
-            self._write(L.FRAME_DIRECTORY, part)
-        self.new.write(self.sealer.tail(tail.encode()))
-        self.used += L.TAIL_SIZE
-
-    def _write(self, kind: int, body: bytes) -> None:
-        head, sealed = self.sealer.frame(self.sealer.number(), kind, L.STORED, 0, len(body), body)
-        self.new.write(head, sealed)
-        self.used += len(head) + len(sealed)
 
 
 class Putter(Protocol):
@@ -168,8 +107,8 @@ class BlobWriter:
         self._level = 0 if compression == "off" else framing.LEVELS[compression]
         self._pending: set[BlobId] = set()
         """Blobs that are on their way and not in the index yet: at most what the open volumes and the queue hold."""
-        self._joining: OrderedDict[tuple[VolumeKind, int], _Frame] = OrderedDict()
-        self._open: dict[VolumeKind, _OpenVolume] = {}
+        self._joining: OrderedDict[tuple[VolumeKind, int], JoinedFrame] = OrderedDict()
+        self._open: dict[VolumeKind, VolumeWriter] = {}
         self._locks = {kind: threading.Lock() for kind in VolumeKind}
         self._changed = threading.Condition()
         self._waiting = 0
@@ -187,7 +126,7 @@ class BlobWriter:
         self._fail(StorageError("the backup was given up"))
         self._pool.shutdown(wait=True, cancel_futures=True)
         for volume in self._open.values():
-            volume.new.discard()
+            volume.discard()
 
     def known(self, blob: BlobId) -> bool:
         """Whether the blob is in a volume that new snapshots may rely on, or on its way into one."""
@@ -216,7 +155,7 @@ class BlobWriter:
             self._submit(key)
             frame = None
         if frame is None:
-            frame = self._joining[key] = _Frame()
+            frame = self._joining[key] = JoinedFrame()
             if len(self._joining) > _OPEN_OWNERS:
                 self._submit(next(iter(self._joining)))
         frame.words.append(framing.word(kind, length))
@@ -248,15 +187,15 @@ class BlobWriter:
         self._wait(_BUDGET)
         self._run(self._store, key[0], frame, weight=frame.size + 1)
 
-    def _run(self, work: object, *args: object, weight: int = 1) -> None:
+    def _run(self, work: Callable[..., None], *args: object, weight: int = 1) -> None:
         with self._changed:
             self._waiting += weight
 
         def job() -> None:
             try:
                 if self._failure is None:
-                    work(*args)  # type: ignore[operator]
-            except BaseException as error:
+                    work(*args)
+            except BaseException as error:  # noqa: BLE001  kept, and raised in the calling thread
                 self._fail(error)
             finally:
                 with self._changed:
@@ -289,7 +228,7 @@ class BlobWriter:
 
     # ---- in the workers ------------------------------------------------------------------------------------------
 
-    def _store(self, kind: VolumeKind, frame: _Frame) -> None:
+    def _store(self, kind: VolumeKind, frame: JoinedFrame) -> None:
         plain = framing.join(frame.words, frame.blobs)
         codec, body = framing.compress(plain, self._level)
         finished = None
@@ -304,7 +243,7 @@ class BlobWriter:
         if finished is not None:
             self._finish(kind, finished, True)
 
-    def _new_volume(self, kind: VolumeKind) -> _OpenVolume:
+    def _new_volume(self, kind: VolumeKind) -> VolumeWriter:
         object_kind = OBJECTS[kind]
         salt = self._system.salt(self._client)
         sealer = Sealer(
@@ -312,75 +251,19 @@ class BlobWriter:
         )
         new = self._storage.create()
         try:
-            return _OpenVolume(new, sealer)
+            return VolumeWriter(kind, new, sealer)
         except BaseException:
             new.discard()
             raise
 
-    def _finish(self, kind: VolumeKind, volume: _OpenVolume, full: bool) -> None:
-        """The order of writes: bytes, read-back, fsync, name, fsync of the folder, index."""
-        new = volume.new
+    def _finish(self, kind: VolumeKind, volume: VolumeWriter, full: bool) -> None:
         try:
             volume.finish(self._volume_size, full)
-            name, entries = self._verify(kind, new, volume.used)
-            try:
-                new.sync()
-            except StorageError:
-                # A failed fsync condemns the file.  Its bytes were just checked, so they are written once
-                # more elsewhere.
-                new, condemned = self._copy(new, volume.used), new
-                condemned.discard()
-                name, entries = self._verify(kind, new, volume.used)
-                new.sync()
-            new.publish(object_name(kind, name))
-        finally:
-            new.discard()
-        self._storage.sync_names()
+        except BaseException:
+            volume.discard()
+            raise
+        name, entries = volume.publish(self._volumes, self._keys)
         self._index.add(name, kind, volume.used, entries)
         self.published.add(name)
         self.stored.volumes += volume.used
         self._pending.difference_update(blob for blob, _ in entries)
-
-    def _verify(
-        self, kind: VolumeKind, new: NewObject, size: int
-    ) -> tuple[bytes, list[tuple[BlobId, Location]]]:
-        """Read a finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged
-        if it is not as meant."""
-        where = "a volume just written"
-        header = new.read(0, L.HEADER_SIZE)
-        opener = self._volumes.make_opener(kind, header, where)
-        digest = hashlib.sha256(header)
-        end = new.read(size - L.TAIL_SIZE, L.TAIL_SIZE)
-        tail = layout.decode_tail(opener.tail(end), size, where)
-        directory = new.read(tail.offset, size - L.TAIL_SIZE - tail.offset)
-        entries, at, current, plain = [], L.HEADER_SIZE, -1, b""
-        for blob, blob_kind, location in layout.decode_directory(opener, tail, directory):
-            if location.frame != current:
-                current = location.frame
-                data = new.read(at, L.FRAME_HEADER_SIZE + location.sealed)
-                digest.update(data)
-                at += len(data)
-                _, plain = open_frame(opener, current, data)
-            found = memoryview(plain)[location.offset : location.offset + location.length]
-            if self._keys.blob_id(Kind(blob_kind), found) != blob:
-                raise Damaged(
-                    "a blob does not read back as it was written: is the memory of this machine sound?", where
-                )
-            entries.append((blob, location))
-        while at < size:
-            rest = new.read(at, min(_COPY, size - at))
-            if not rest:
-                raise Damaged("shorter than what was written", where)
-            digest.update(rest)
-            at += len(rest)
-        return digest.digest(), entries
-
-    def _copy(self, old: NewObject, size: int) -> NewObject:
-        new = self._storage.create()
-        try:
-            for at in range(0, size, _COPY):
-                new.write(old.read(at, min(_COPY, size - at)))
-        except BaseException:
-            new.discard()
-            raise
-        return new
