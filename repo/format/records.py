@@ -5,6 +5,7 @@ Whatever is decoded is checked before anyone uses it: names above all, since a r
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypeVar
 
 import msgspec
@@ -106,11 +107,18 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     body: EventBody
 
 
+class _Versioned(msgspec.Struct, array_like=True, frozen=True):
+    """What records of all versions begin with."""
+
+    version: int
+
+
 EVENT_SNAPSHOT, EVENT_CHECKPOINT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_KEY_ADDED = range(1, 7)
 
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 encode_into = msgspec.msgpack.Encoder().encode_into
+_versioned = msgspec.msgpack.Decoder(_Versioned).decode
 _page = msgspec.msgpack.Decoder(Page).decode
 _node = msgspec.msgpack.Decoder(Node).decode
 _branch = msgspec.msgpack.Decoder(Branch).decode
@@ -123,12 +131,18 @@ def decode(kind: type[T], data: bytes | msgspec.Raw, where: str) -> T:
     try:
         found = msgspec.msgpack.decode(data, type=kind)
     except (msgspec.DecodeError, ValueError) as error:
+        _refuse_newer(data, f"{kind.__name__.lower()} record", where)
         raise Damaged(f"{kind.__name__.lower()} record does not decode: {error}", where) from error
     if getattr(found, "version", VERSION) > VERSION:
-        raise UnsupportedFormat(
-            f"{where}: a newer kind of {kind.__name__.lower()} record: install a newer snapfs"
-        )
+        _refuse_newer(data, f"{kind.__name__.lower()} record", where)
     return found
+
+
+def _refuse_newer(data: bytes | msgspec.Raw, what: str, where: str) -> None:
+    """Raise UnsupportedFormat for a newer version, whatever shape the fields after it have."""
+    with contextlib.suppress(msgspec.DecodeError):
+        if _versioned(data).version > VERSION:
+            raise UnsupportedFormat(f"{where}: a newer kind of {what}: install a newer snapfs")
 
 
 def encode_page(level: int, entries: list[msgspec.Raw]) -> bytes:
@@ -139,10 +153,11 @@ def decode_page(data: bytes, where: str) -> Page:
     try:
         page = _page(data)
     except msgspec.DecodeError as error:
+        _refuse_newer(data, "page", where)
         raise Damaged("a page that does not decode", where) from error
     if page.version > VERSION:
-        raise UnsupportedFormat(f"{where}: a newer kind of page: install a newer snapfs")
-    if not page.entries or page.level > 16:
+        _refuse_newer(data, "page", where)
+    if not page.entries or not 0 <= page.level <= 16:
         raise Damaged("a page without entries or too deep", where)
     return page
 
@@ -165,12 +180,18 @@ def check_name(name: bytes, where: str) -> None:
 
 
 def check_node(node: Node, where: str) -> None:
-    kind = node.type
+    kind, below = node.type, node.below
     if not NodeType.FILE <= kind <= NodeType.SOCKET:
         raise Damaged(f"entry {node.name!r} is of unknown type {kind}", where)
     for blob in (node.root, *(() if node.blobs is None else (b for b, _ in node.blobs))):
         if blob is not None and len(blob) != L.ID_SIZE:
             raise Damaged(f"entry {node.name!r} has a bad id", where)
+    if below is not None and min(below.nodes, below.files, below.size) < 0:
+        raise Damaged(f"entry {node.name!r} has bad sums", where)
+    if node.holes is not None and any(
+        offset < 0 or length <= 0 for offset, length in node.holes.extents or ()
+    ):
+        raise Damaged(f"entry {node.name!r} has a bad hole", where)
     if kind == NodeType.FILE:
         if node.size is None or node.size < 0:
             raise Damaged(f"file {node.name!r} without a size", where)
