@@ -1,0 +1,327 @@
+"""Real mounts: what tools see through the kernel, what damage does, how a mount begins and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from snapfs.fs import mountpoint as points
+from snapfs.fs.background import mount_in_background
+from snapfs.fs.mount import MountOptions, mount
+from snapfs.repo.errors import MountError, WrongPassword
+from support import repositories, trees
+from support.mounts import NOBODY, device_for_everyone, finish, mounted, run_as, start
+from support.same import differences, on_disk
+from support.trees import Dir, File, Name
+
+LARGE = trees.noise(12_000_000)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def make_home(home: Path, tree: trees.Tree) -> Path:
+    trees.make(home / "source", tree)
+    repositories.create(home)
+    repositories.snapshot(home, home / "source")
+    return home
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a source that has one of everything, and a repository with one snapshot of it."""
+    return make_home(tmp_path_factory.mktemp("odd"), {**trees.ODD, b"large": File(LARGE)})
+
+
+@pytest.fixture(scope="module")
+def odd_top(odd: Path) -> Iterator[Path]:
+    """The source as it is seen in a mount of all snapshots."""
+    with mounted(odd) as top:
+        yield Path(f"{top}/snapshots/latest{odd}/source")
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    assert done.returncode == 0, done.stdout.decode("utf-8", "replace")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def test_nothing_is_lost(odd: Path, odd_top: Path) -> None:
+    assert differences(on_disk(odd / "source"), on_disk(odd_top)) == []
+
+
+def test_nothing_is_lost_where_the_kernel_checks_permissions(odd: Path) -> None:
+    """With allow_other the kernel reads ACLs itself."""
+    with mounted(odd, part=os.fsencode(odd / "source"), allow_other=True) as top:
+        assert differences(on_disk(odd / "source"), on_disk(top)) == []
+        if os.geteuid() == 0 and os.stat(odd.parent).st_mode & 0o005 == 0o005:
+            assert run_as(NOBODY, "cat", top / "modes/0400").returncode != 0
+
+
+def test_link_counts_and_times(odd: Path, odd_top: Path) -> None:
+    for name in ("links/one", "links/deep/three", "special/fifo", "links/soft"):
+        want, got = os.lstat(odd / "source" / name), os.lstat(odd_top / name)
+        assert got.st_nlink == want.st_nlink
+        assert got.st_ctime_ns == want.st_ctime_ns
+        assert got.st_atime_ns == want.st_mtime_ns
+
+
+def test_cp_brings_everything_back(odd: Path, odd_top: Path, tmp_path: Path) -> None:
+    run("cp", "-a", odd_top, tmp_path / "copy")
+    assert differences(on_disk(odd / "source"), on_disk(tmp_path / "copy")) == []
+
+
+def test_rsync_finds_nothing_to_do(odd: Path, odd_top: Path) -> None:
+    assert run("rsync", "-aHAX", "-n", "-i", "--checksum", "--delete", f"{odd_top}/", f"{odd}/source/") == ""
+
+
+def test_tar_reads_what_diff_finds_equal(odd: Path, odd_top: Path, tmp_path: Path) -> None:
+    run("tar", "-cf", tmp_path / "t", "--exclude=./special", "-C", odd_top, ".")
+    (tmp_path / "t.d").mkdir()
+    run("tar", "-xf", tmp_path / "t", "-C", tmp_path / "t.d")
+    run("diff", "-r", "--no-dereference", "-x", "special", odd_top, tmp_path / "t.d")
+
+
+def test_reading_at_any_place(odd_top: Path) -> None:
+    rng = random.Random(3)
+    with open(odd_top / "large", "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        for _ in range(60):
+            at, size = rng.randrange(len(LARGE) + 10), rng.choice((1, 4096, 70_000, 1_500_000))
+            assert os.pread(f.fileno(), size, at) == LARGE[at : at + size]
+            at = rng.randrange(len(LARGE))
+            assert mapped[at : at + size] == LARGE[at : at + size]
+
+
+def test_many_readers_at_once(odd: Path, odd_top: Path) -> None:
+    names = [path.relative_to(odd / "source") for path in (odd / "source").rglob("*") if not path.is_symlink() and path.is_file()]
+
+    def same(seed: int) -> bool:
+        mine = random.Random(seed).sample(names, len(names))
+        return all((odd / "source" / name).read_bytes() == (odd_top / name).read_bytes() for name in mine)
+
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(same, range(12)))
+
+
+def test_listing_goes_on_where_seekdir_says(tmp_path: Path) -> None:
+    make_home(tmp_path, {b"many/%05d" % i: File(b"") for i in range(3000)})
+    with mounted(tmp_path, part=os.fsencode(tmp_path / "source")) as top:
+        assert sorted(os.listdir(top / "many")) == [f"{i:05}" for i in range(3000)]
+        assert len(run("ls", "-a", "-f", top / "many").split()) == 3002
+        assert run("find", top / "many", "-type", "f", "-name", "02999").count("\n") == 1
+        assert len({entry.inode() for entry in os.scandir(top / "many")}) == 3000
+
+
+def test_every_write_is_refused(odd_top: Path) -> None:
+    file, folder = odd_top / "links/one", odd_top / "links"
+    attempts: list[Callable[[], object]] = [
+        lambda: file.open("r+b"), lambda: (folder / "new").touch(), lambda: os.truncate(file, 0),
+        lambda: os.unlink(file), lambda: os.mkdir(folder / "d"), lambda: os.rmdir(folder / "deep"),
+        lambda: os.rename(file, folder / "x"), lambda: os.link(file, folder / "x"), lambda: os.symlink("x", folder / "x"),
+        lambda: os.mkfifo(folder / "x"), lambda: os.chmod(file, 0), lambda: os.chown(file, 0, 0),
+        lambda: os.utime(file), lambda: os.setxattr(file, "user.x", b""), lambda: os.removexattr(file, "user.x"),
+    ]  # fmt: skip
+    for attempt in attempts:
+        with pytest.raises(OSError) as caught:
+            attempt()
+        assert caught.value.errno == errno.EROFS
+    with pytest.raises(OSError) as caught:
+        os.getxattr(file, "user.none")
+    assert caught.value.errno == errno.ENODATA
+
+
+def test_the_mount_says_what_it_is(odd_top: Path) -> None:
+    top = str(odd_top).partition("/snapshots/")[0]
+    (line,) = (line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {top} " in line)
+    assert " fuse.snapfs snapfs " in line
+    assert {"ro", "nosuid", "nodev"} <= set(line.split(" ")[5].split(","))
+    assert os.statvfs(odd_top).f_namemax == 255
+    assert os.statvfs(odd_top).f_blocks > 0
+
+
+def test_snapshots_made_while_mounted_appear_at_once(tmp_path: Path) -> None:
+    make_home(tmp_path, {b"file": File(b"one")})
+    with mounted(tmp_path) as top:
+        latest = Path(f"{top}/snapshots/latest{tmp_path}/source/file")
+        assert latest.read_bytes() == b"one"
+        first = os.listdir(top / "ids")
+        trees.make(tmp_path / "source", {b"file": File(b"two")})
+        second = repositories.snapshot(tmp_path, tmp_path / "source", tags=(b"t",), time=2**61)
+        assert latest.read_bytes() == b"two"
+        assert sorted(os.listdir(top / "ids")) == sorted([*first, second.short])
+        assert os.listdir(top / "tags") == ["t"]
+        with repositories.open_(tmp_path) as repository:
+            repository.events.forget([second.id])
+        assert latest.read_bytes() == b"one"
+        assert os.listdir(top / "ids") == first
+        assert not (top / "ids" / second.short).exists()
+
+
+@as_root
+def test_owner_root(odd: Path) -> None:
+    with mounted(odd, part=os.fsencode(odd / "source/owners"), owner_root=True) as top:
+        assert {(s.st_uid, s.st_gid) for s in map(os.lstat, top.rglob("*"))} == {(0, 0)}
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_damage_is_an_error_for_its_range_only(tmp_path: Path) -> None:
+    make_home(tmp_path, {b"large": File(LARGE), b"small": File(trees.noise(30_000, 9))})
+    (volume,) = (path for path in (tmp_path / "repository/data").rglob("*") if path.is_file() and path.stat().st_size > 7_000_000)
+    with open(volume, "r+b") as f:
+        f.seek(2_000_000)
+        byte = f.read(1)
+        f.seek(2_000_000)
+        f.write(bytes([byte[0] ^ 1]))
+    server = start(tmp_path, tmp_path / "mnt", part=os.fsencode(tmp_path / "source"), cache_bytes=1 << 20)
+    try:
+        bad = at = 0
+        with open(tmp_path / "mnt/large", "rb", buffering=0) as f:
+            while at < len(LARGE):
+                try:
+                    data = os.pread(f.fileno(), 65536, at)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    bad, at = bad + 4096, at + 4096
+                    continue
+                assert data == LARGE[at : at + len(data)] != b""
+                at += len(data)
+        assert 0 < bad <= 2 << 20  # one blob of at most 1 MiB, and what the kernel's read-ahead makes of it
+        assert (tmp_path / "mnt/small").read_bytes() == trees.noise(30_000, 9)
+    finally:
+        server.terminate()
+        said = finish(server)
+    assert "read: input/output error" in said
+    assert "large" not in said
+    assert "Traceback" not in said
+
+
+def test_a_lost_tree_volume_is_an_error_and_not_an_empty_folder(tmp_path: Path) -> None:
+    make_home(tmp_path, {b"a/b": File(b"x")})
+    with mounted(tmp_path) as top:
+        shutil.rmtree(tmp_path / "repository/trees")
+        (snapshot,) = (top / "ids").iterdir()
+        with pytest.raises(OSError) as caught:
+            os.listdir(snapshot)
+        assert caught.value.errno == errno.EIO
+        assert len(os.listdir(top / "ids")) == 1
+
+
+# ---- beginning and ending --------------------------------------------------------------------------------------------
+
+
+@as_root
+def test_an_ordinary_user_mounts_through_fusermount() -> None:
+    with contextlib.ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapfs-test-", dir="/var/tmp")))
+        stack.enter_context(device_for_everyone())
+        os.chmod(home, 0o755)
+        make_home(home, {b"a/file": File(b"mine"), b"secret": File(b"s", mode=0o000), b"dir": Dir(), b"b": Name(of=b"a/file")})
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        with mounted(home, user=NOBODY) as top:
+            source = Path(f"{top}/snapshots/latest{home}/source")
+            assert run_as(NOBODY, "diff", "-r", "-x", "secret", source, home / "source").returncode == 0
+            assert run_as(NOBODY, "cat", source / "secret").stdout == b"s"  # whoever has the password may read everything
+            assert run_as(NOBODY, "find", top, "-ls").returncode == 0
+            with pytest.raises(PermissionError):
+                os.listdir(top)  # root is another user to it
+        server = start(home, home / "mnt", user=NOBODY)
+        assert run_as(NOBODY, "fusermount3", "-u", home / "mnt").returncode == 0
+        finish(server)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_unmount(odd: Path, number: signal.Signals) -> None:
+    server = start(odd, odd / "signalled")
+    server.send_signal(number)
+    finish(server)
+    assert os.listdir(odd / "signalled") == []
+
+
+def test_umount_names_those_who_keep_it_busy(odd: Path) -> None:
+    top = odd / "busy"
+    server = start(odd, top)
+    with open(next((top / "ids").iterdir()) / str(odd / "source/large")[1:], "rb"), pytest.raises(MountError) as caught:
+        points.unmount(str(top))
+    assert f"({os.getpid()})" in str(caught.value)
+    points.unmount(str(top))
+    finish(server)
+    with pytest.raises(MountError, match="no snapfs mount"):
+        points.unmount(str(top))
+
+
+def test_after_a_crash_the_mountpoint_is_broken_and_not_empty(odd: Path) -> None:
+    top = odd / "crashed"
+    server = start(odd, top)
+    server.kill()
+    finish(server, -signal.SIGKILL)
+    try:
+        with pytest.raises(OSError) as caught:
+            os.listdir(top)
+        assert caught.value.errno == errno.ENOTCONN
+        with repositories.open_(odd) as repository, pytest.raises(MountError, match="umount"):
+            mount(repository, str(top))
+    finally:
+        points.unmount(str(top))
+    assert os.listdir(top) == []
+
+
+def test_places_that_cannot_be_mounted_on(odd: Path, odd_top: Path) -> None:
+    mounted_at = str(odd_top).partition("/snapshots/")[0]
+    with repositories.open_(odd) as repository:
+        for place, reason in (
+            (odd / "nowhere", "does not exist"), (odd / "source/large", "not a folder"), (mounted_at, "already"),
+            (odd / "repository/data", "in one another"), (odd / "repository", "in one another"), (odd, "in one another"),
+        ):  # fmt: skip
+            with pytest.raises(MountError, match=reason):
+                mount(repository, str(place))
+        file = repository.trees.resolve(repository.snapshots()[0].record.root, os.fsencode(odd / "source/large"))
+        (odd / "unused").mkdir(exist_ok=True)
+        with pytest.raises(MountError, match="only a folder"):
+            mount(repository, str(odd / "unused"), MountOptions(root=file))
+
+
+# ---- in the background -----------------------------------------------------------------------------------------------
+
+
+def test_in_the_background(odd: Path) -> None:
+    top, log = odd / "background", odd / "mount.log"
+    top.mkdir()
+
+    def serve(ready: Callable[[], None]) -> None:
+        with repositories.open_(odd) as repository:
+            mount(repository, str(top), MountOptions(), ready)
+
+    child = mount_in_background(serve, str(log))
+    assert len(os.listdir(top / "ids")) == 1
+    points.unmount(str(top))
+    assert os.waitpid(child, 0) == (child, 0)
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_in_the_background_failures_are_told(odd: Path) -> None:
+    def wrong(ready: Callable[[], None]) -> None:
+        raise WrongPassword("wrong password")
+
+    with pytest.raises(MountError, match="wrong password") as caught:
+        mount_in_background(wrong, str(odd / "log"))
+    assert caught.value.exit_code == WrongPassword.exit_code
+    with pytest.raises(MountError, match="died"):
+        mount_in_background(lambda ready: os._exit(3), str(odd / "log"))
+    with pytest.raises(MountError, match="ZeroDivisionError"):
+        mount_in_background(lambda ready: print(1 // 0), str(odd / "log"))
+    assert threading.active_count() < 50
