@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.crypto import keyed_hash
 
+_counter = itertools.count()
+"""One for the process, whatever number of Systems there is in it."""
+
 
 def _boot_id() -> bytes:
     try:
@@ -28,7 +31,6 @@ class System:
     now: Callable[[], int] = time.time_ns
     entropy: Callable[[int], bytes] = os.urandom
     boot_id: bytes = field(default_factory=_boot_id)
-    _counter: itertools.count[int] = field(default_factory=itertools.count)
 
     def salt(self, client: bytes = b"") -> bytes:
         """32 bytes never to be repeated, not even by a stuck random source, a fork or a cloned machine:
@@ -40,6 +42,6 @@ class System:
             os.getpid(),
             time.time_ns(),
             time.monotonic_ns(),
-            next(self._counter),
+            next(_counter),
         )
         return keyed_hash(L.SALT_LABEL.ljust(32, b"\0"), repr(parts).encode())
