@@ -109,6 +109,8 @@ class BlobWriter:
         """Blobs that are on their way and not in the index yet: at most what the open volumes and the queue hold."""
         self._joining: OrderedDict[tuple[VolumeKind, int], JoinedFrame] = OrderedDict()
         self._open: dict[VolumeKind, VolumeWriter] = {}
+        self._unpublished: set[VolumeWriter] = set()
+        """The open volumes, and those that wait for a worker to finish them."""
         self._locks = {kind: threading.Lock() for kind in VolumeKind}
         self._changed = threading.Condition()
         self._waiting = 0
@@ -125,7 +127,7 @@ class BlobWriter:
     def __exit__(self, *_: object) -> None:
         self._fail(StorageError("the backup was given up"))
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for volume in self._open.values():
+        for volume in self._unpublished:
             volume.discard()
 
     def known(self, blob: BlobId) -> bool:
@@ -251,18 +253,17 @@ class BlobWriter:
         )
         new = self._storage.create()
         try:
-            return VolumeWriter(kind, new, sealer)
+            volume = VolumeWriter(kind, new, sealer)
         except BaseException:
             new.discard()
             raise
+        self._unpublished.add(volume)
+        return volume
 
     def _finish(self, kind: VolumeKind, volume: VolumeWriter, full: bool) -> None:
-        try:
-            volume.finish(self._volume_size, full)
-        except BaseException:
-            volume.discard()
-            raise
+        volume.finish(self._volume_size, full)
         name, entries = volume.publish(self._volumes, self._keys)
+        self._unpublished.discard(volume)
         self._index.add(name, kind, volume.used, entries)
         self.published.add(name)
         self.stored.volumes += volume.used
