@@ -77,17 +77,20 @@ class Events:
         self._system = system
         self._opened: dict[bytes, Event | str] = {}
         self._state: State | None = None
+        self._stamp: object = None
 
     def load(self) -> State:
         """List and fold.
 
         Raises StorageError if the list or an event cannot be read, UnsupportedFormat for newer events.
         """
+        stamp = self._storage.stamp("events")
         names = {}
         for path, size in self._storage.list("events"):
             text = path.rsplit("/", 1)[1]
             if len(text) == 64:
                 names[bytes.fromhex(text)] = size
+        self._stamp = stamp
         if self._state is not None and names.keys() == self._opened.keys():
             return self._state
         self._opened = {
@@ -95,6 +98,11 @@ class Events:
         }
         self._state = self._fold()
         return self._state
+
+    def may_have_changed(self) -> bool:
+        """Whether load() could find anything new: one look at the folder, for those who would ask at every turn."""
+        stamp = self._storage.stamp("events")
+        return stamp is None or stamp != self._stamp
 
     def publish(self, body: EventBody) -> bytes:
         """Append an event to this client's chain: the commit of whatever it says.  Returns its name."""

@@ -38,6 +38,9 @@ class Storage(Protocol):
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
         """(name, size) of every object below `folder` ("data"), names whole; an absent folder has none."""
 
+    def stamp(self, folder: str) -> object:
+        """A value that changes when names in a folder do: cheap enough to ask for at every turn.  None if unknown."""
+
     def size(self, name: str) -> int | None:
         """Size of an object, or None if it does not exist."""
 

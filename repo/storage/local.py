@@ -162,6 +162,13 @@ class LocalStorage:
             else:
                 yield name, size
 
+    def stamp(self, folder: str) -> object:
+        try:
+            info = os.stat(self.path(folder))
+        except OSError:
+            return None
+        return info.st_ino, info.st_mtime_ns
+
     def size(self, name: str) -> int | None:
         try:
             return os.stat(self.path(name)).st_size
