@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from datetime import datetime
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import click
 
@@ -126,7 +126,7 @@ def backup(settings: Settings, paths: tuple[bytes, ...], **given: Any) -> int:
             with_atime=given["with_atime"],
             compression=given["compression"],
             volume_size=given["volume_size"],
-            stdin=sys.stdin.buffer if given["stdin"] else None,
+            stdin=cast(BinaryIO, _Stdin()) if given["stdin"] else None,
             stdin_filename=given["stdin_filename"] or b"stdin",
         )
         result = _run(repository, options, progress)
@@ -135,6 +135,17 @@ def backup(settings: Settings, paths: tuple[bytes, ...], **given: Any) -> int:
     elif not settings.quiet:
         _tell(result, given["dry_run"])
     return _UNREADABLE if result.errors else 0
+
+
+class _Stdin:
+    """Standard input, read in a loop of Python's: the one in C does not notice a Ctrl-C between two reads."""
+
+    def read(self, wanted: int) -> bytes:
+        parts = []
+        while wanted and (data := os.read(sys.stdin.fileno(), wanted)):
+            parts.append(data)
+            wanted -= len(data)
+        return b"".join(parts)
 
 
 def _run(repository: Repository, options: BackupOptions, progress: Reporter) -> BackupResult:

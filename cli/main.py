@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -31,12 +31,12 @@ VERBS = {
     "backup": ("backup", "Make a snapshot of files and folders"),
     "snapshots": ("snapshots", "List snapshots"),
     "ls": ("browse", "List the files in a snapshot"),
-    "find": ("browse", "Find files by name in all snapshots"),
+    "find": ("find", "Find files by name in all snapshots"),
     "diff": ("compare", "Show what differs between two snapshots, or a snapshot and a folder"),
     "mount": ("mount", "Show all snapshots as ordinary read-only folders"),
     "umount": ("mount", "Take a mount away"),
     "restore": ("restore", "Copy files out of a snapshot"),
-    "dump": ("browse", "Print a file, or a folder as a tar archive"),
+    "dump": ("dump", "Print a file, or a folder as a tar archive"),
     "stats": ("stats", "Show sizes"),
     "check": ("check", "Verify that all snapshots can be read"),
     "repair": ("check", "Mend what can be mended"),
@@ -243,14 +243,11 @@ def _signals() -> Iterator[None]:
 
 def main() -> NoReturn:
     """The entry point."""
-    for descriptor in range(3):  # a closed one would be given to the next file that is opened
-        try:
-            os.fstat(descriptor)
-        except OSError as error:
-            if error.errno == errno.EBADF:
-                os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: the next file that is opened must not take its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with _signals():
         code = run(sys.argv[1:])

@@ -1,0 +1,111 @@
+"""The real entry point: how it starts, how it ends, what it says when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support.cli import Cli, command
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(tmp_path, monkeypatch, capsys)
+
+
+def test_help_and_version_import_no_engine() -> None:
+    program = (
+        "import sys; from snapfs.cli.main import run; code = run([sys.argv[1]]); "
+        "heavy = {'lmdb', 'rich', 'msgspec', 'cryptography', 'zstandard', 'pyfuse3', 'trio', 'logging'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    for word in ("--help", "--version", "-h", "nonsense"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, word], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (word == "nonsense"), done
+
+
+def test_version_starts_quickly() -> None:
+    def once() -> float:
+        start = time.monotonic()
+        subprocess.run(command(["--version"]), check=True, capture_output=True)
+        return time.monotonic() - start
+
+    assert min(once() for _ in range(5)) < 0.2
+
+
+def test_init_backup_and_list(cli: Cli) -> None:
+    (cli.source / "file").write_text("content")
+    made = cli.process("init")
+    assert made.returncode == 0, made
+    assert b"cannot be recovered" in made.stdout
+    assert cli.process("backup", cli.source).returncode == 0
+    listed = cli.process("ls", "latest")
+    assert f"{cli.source}/file".encode() in listed.stdout.splitlines()
+
+
+def test_a_closed_pipe_is_no_error(cli: Cli) -> None:
+    cli.create()
+    for number in range(3000):
+        (cli.source / f"{number:0100}").touch()
+    cli.snapshot()
+    with subprocess.Popen(
+        command(["ls", "latest"]), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_full_stdout_is_said(cli: Cli) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command(["--help"]), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") <= 1
+    assert b"Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_with_130(cli: Cli) -> None:
+    cli.create()
+    with subprocess.Popen(
+        command(["backup", "--stdin"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(bytes(70000))  # more than a pipe holds: it is reading once this returns
+        process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b"snapfs: interrupted\n"
+        process.wait()
+    assert process.returncode == 130
+    assert cli("snapshots", "--json").json == []
+
+
+def test_arguments_that_are_not_utf8(cli: Cli) -> None:
+    cli.create()
+    name = os.fsencode(cli.source) + b"/\xff\xfe"
+    os.close(os.open(name, os.O_CREAT))
+    done = cli.process("backup", name, "--tag", b"\xe4", "--host", b"\xf6")
+    assert done.returncode == 0, done
+    exact = cli.process("ls", "-0", "latest", env={**os.environ, "LC_ALL": "C"})
+    assert name in exact.stdout.split(b"\0")
+    assert cli.process("ls", b"latest:" + name).returncode == 0
+    missing = cli.process("ls", b"latest:/\xff")
+    assert (missing.returncode, missing.stderr) == (1, b"snapfs: /\\xff: no such path in the snapshot\n")
+
+
+def test_closed_standard_streams(cli: Cli) -> None:
+    cli.create()
+    words = " ".join(map(str, command(["backup", cli.source])))
+    assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, check=False).returncode == 0
+    assert cli("check").code == 0
