@@ -11,10 +11,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from snapfs.repo.errors import Damaged, RepositoryError, StorageError, TargetError
-from snapfs.repo.model import Node
+from snapfs.repo.model import MiB, Node
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repository import Repository
-from snapfs.repo.restore.ahead import ahead
+from snapfs.repo.restore.ahead import Ahead
 from snapfs.repo.restore.directories import Directories, open_target
 from snapfs.repo.restore.entries import Entries, Outcome
 from snapfs.repo.restore.filling import Filling
@@ -30,6 +30,8 @@ _HOPELESS = {
     errno.EDQUOT: "free some space there, or choose another target",
     errno.EROFS: "choose another target",
 }
+_CACHE_BYTES = 24 * MiB
+"""Frames are used in the order of the walk, so that more would only be memory."""
 _ONE_VOLUME = (errno.EIO, errno.ENOENT, errno.EACCES, errno.EPERM)
 """Errors of the repository's storage that need not tell of more than one volume."""
 
@@ -45,12 +47,15 @@ def restore(
     """
     options.check(target)
     workers = max(2, min(os.cpu_count() or 2, 8))
+    frames = repository.blobs.frames
+    before, frames.limit = frames.limit, min(frames.limit, _CACHE_BYTES)
     with ThreadPoolExecutor(workers, thread_name_prefix="restore") as pool:
         try:
             job = _Restore(repository, root, target, options, progress, pool)
             job.run()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            frames.limit = before
     if options.verify and not options.dry_run:
         verify(repository, root, target, options, job.result, progress)
     return job.result
@@ -64,13 +69,13 @@ class _Restore:
         self._target = target
         self._options = options
         self._progress = progress
-        self._pool = pool
         self.result = RestoreResult()
         self._chain = Chain(open_target(target, options))
         metadata = Metadata(
             repository.contents, options.ownership_by_name, options.untrusted, self._warn, self._unowned
         )
-        filling = Filling(repository, pool, progress)
+        self._ahead = Ahead(repository, pool)
+        filling = Filling(repository, self._ahead, pool, progress)
         self._entries = Entries(options, self._chain, filling, metadata, self._warn)
         self._directories = Directories(repository, target, options, metadata, progress, self._warn)
         self._pending: list[Step] = []
@@ -85,7 +90,7 @@ class _Restore:
         )
         todo = steps(self._repository.trees, self._root, self._options.selection)
         if not self._options.dry_run:
-            todo = ahead(self._repository, todo, self._pool)
+            todo = self._ahead.steps(todo)
         try:
             for step in todo:
                 self._step(step)
@@ -134,8 +139,8 @@ class _Restore:
             result.bytes += size
         else:
             result.others += 1
-        # Filling counts the bytes as it writes them.
-        self._progress.advance(int(node.is_file), 0 if written and not self._options.dry_run else size)
+        if node.is_file and (not written or self._options.dry_run):  # else Filling did
+            self._progress.advance(1, size)
         self._progress.item(path, outcome.value, size)
 
     # ---- directories ---------------------------------------------------------------------------------------------

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, wait
 
 from snapfs.repo.content import Span
-from snapfs.repo.errors import BlobMissing, Damaged
-from snapfs.repo.model import BlobId, Kind, MiB, Node
+from snapfs.repo.model import Node
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
+from snapfs.repo.restore.ahead import LARGE, Ahead
 
-LARGE = MiB
-"""Longer files are filled by the pool, in bytes."""
 _IN_FLIGHT = 4
 """Spans of a large file being read or written, each at most 4 MiB."""
 _HOLES_A_SPAN = 4096
@@ -28,9 +26,9 @@ Holes = list[tuple[int, int]]
 
 
 class Filling:
-    def __init__(self, repository: Repository, pool: Executor, progress: Progress) -> None:
-        self._blobs = repository.blobs
+    def __init__(self, repository: Repository, ahead: Ahead, pool: Executor, progress: Progress) -> None:
         self._contents = repository.contents
+        self._content = ahead.content
         self._pool = pool
         self._progress = progress
 
@@ -40,17 +38,17 @@ class Filling:
         if node.blobs is None and node.root is None:
             if node.data:
                 write(fd, node.data, 0)
-        elif node.root is None and node.holes is None and node.blobs and size <= LARGE and _dense(node):
+        elif node.blobs is not None and node.holes is None and size <= LARGE and _dense(node):
             at = 0
             for blob, length in node.blobs:
                 assert blob is not None
-                write(fd, self._blob(blob, length), at)
+                write(fd, self._content(blob, length), at)
                 at += length
         else:
             os.ftruncate(fd, size)
             self._fill_large(fd, node)
             return
-        self._progress.advance(bytes=size)
+        self._progress.advance(1, size)
 
     def _fill_large(self, fd: int, node: Node) -> None:
         running: deque[tuple[Future[None], int]] = deque()
@@ -64,6 +62,7 @@ class Filling:
                 running.append((self._pool.submit(self._fill_span, fd, span, holes), span.size))
             while running:
                 self._reap(running)
+            self._progress.advance(1)
         finally:  # nobody may write to this number once it is closed, and perhaps another file
             wait([future for future, _ in running])
 
@@ -74,20 +73,9 @@ class Filling:
 
     def _fill_span(self, fd: int, span: Span, holes: Holes) -> None:
         assert span.id is not None
-        data = self._blob(span.id, span.length)
+        data = self._content(span.id, span.length)
         for start, end in data_between(data, span.offset, holes):
             write(fd, memoryview(data)[start:end], span.offset + start)
-
-    def _blob(self, blob: bytes, length: int) -> bytes:
-        try:
-            data = self._blobs.get(BlobId(blob), Kind.CONTENT)
-        except BlobMissing:
-            raise
-        except Damaged as error:
-            raise Damaged(f"blob {blob.hex()[:16]} cannot be read: {error}") from error
-        if len(data) != length:
-            raise Damaged(f"blob {blob.hex()[:16]} is of another length than the content list says")
-        return data
 
 
 def _dense(node: Node) -> bool:

@@ -14,7 +14,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import RepositoryError
@@ -84,11 +84,11 @@ class Metadata:
 
     def to_descriptor(self, fd: int, node: Node, path: bytes, was_there: bool = False) -> None:
         """An open regular file or directory."""
-        kept = self._own(lambda uid, gid: os.chown(fd, uid, gid), node, path)
+        kept = self._own(partial(os.fchown, fd), node, path)
         if node.xattrs or was_there:
             self._attributes(fd, node, path, was_there)
         try:
-            os.chmod(fd, node.mode & kept)
+            os.fchmod(fd, node.mode & kept)
         except OSError as error:
             self._warn(path, f"mode not restored: {strerror(error)}")
         try:

@@ -49,7 +49,7 @@ def steps(trees: Trees, root: Node, selection: Selection) -> Iterator[Step]:
     if not root.is_dir:
         yield Step(Do.ENTRY, b"", root, 1)
         return
-    folder = b""
+    folder, selective = b"", bool(selection)
     stack = [(root, trees.children(root))]
     while stack:
         node, entries = stack[-1]
@@ -66,7 +66,7 @@ def steps(trees: Trees, root: Node, selection: Selection) -> Iterator[Step]:
             yield Step(Do.LEAVE, folder, node, depth - 1, problem=problem)
             continue
         wanted = True
-        if selection:
+        if selective:
             path = folder + b"/" + child.name
             if selection.excluded(path, child.is_dir):
                 continue
