@@ -7,16 +7,19 @@ backup stores their blobs anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from snapfs.repo.findings import Affected, CheckResult, Problem
 from snapfs.repo.index import IndexBroken
+from snapfs.repo.model import VolumeKind
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.scrub import Examiner, VolumeReport, fingerprint
 from snapfs.repo.treecheck import TreeCheck
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
+    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
 
 __all__ = ["Affected", "CheckResult", "Problem", "check"]
@@ -48,21 +51,34 @@ class _Check:
         for text in state.problems:
             result.add("event", text, "events")
         self._leftovers()
-        self._volumes()
-        walk = TreeCheck(repository, result)
-        self._progress.phase("check snapshots", files=len(state.snapshots))
-        for snapshot in state.snapshots:
-            walk.check(snapshot)
-            result.snapshots += 1
-            self._progress.advance(files=1)
+        listing = self._list()
+        examiner = Examiner(repository.volumes, repository.keys, self._read_data)
+        listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
+        with examiner.started(listed) as reports:
+            # The trees are walked while the volumes are being read, taking all volumes for sound ...
+            walk = self._walk(state.snapshots)
+            total = sum(size for _, size in listing.values()) if self._read_data else None
+            self._progress.phase("check volumes", len(listing), total)
+            as_supposed = self._volumes(reports)
+        if not as_supposed:  # ... and once more if they were not.
+            walk = self._walk(state.snapshots)
         if walk.damaged:
-            self._progress.phase("name damaged files", files=len(state.snapshots))
+            self._progress.phase("name damaged files", len(state.snapshots))
             for snapshot in state.snapshots:
                 walk.name(snapshot)
                 self._progress.advance(files=1)
+        result.take(walk.found)
         self._absences(walk)
         repository.index.mark(walk.unreadable, False)
         return result
+
+    def _walk(self, snapshots: list[StoredSnapshot]) -> TreeCheck:
+        walk = TreeCheck(self._repository, self._progress)
+        self._progress.phase("check snapshots", len(snapshots))
+        for snapshot in snapshots:
+            walk.check(snapshot)
+            self._progress.advance(files=1)
+        return walk
 
     def _leftovers(self) -> None:
         sizes = [size for _, size in self._repository.storage.list("tmp")]
@@ -72,37 +88,37 @@ class _Check:
                 "cut off; the next one sweeps them up"
             )
 
-    def _volumes(self) -> None:
-        repository, result = self._repository, self._result
-        index = repository.index
-        listing = repository.volumes.listing()
-        for known in index.volumes():
+    def _list(self) -> dict[bytes, tuple[VolumeKind, int]]:
+        """The volumes there are; what the index knew otherwise is remembered."""
+        listing = self._repository.volumes.listing()
+        for known in self._repository.index.volumes():
             kind, size = listing.get(known.name, (known.kind, -1))
             if size != known.size:
                 why = "missing" if size < 0 else f"{size} bytes long, it was {known.size}"
                 self._gone[known.name] = object_name(kind, known.name), why
-        repository.synchronise()
-        total = sum(size for _, size in listing.values())
-        self._progress.phase("check volumes", files=len(listing), bytes=total if self._read_data else None)
-        examiner = Examiner(repository.volumes, repository.keys, self._read_data)
-        listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
-        prints: dict[bytes, int] = {}
-        sound: set[bytes] = set()
+        self._repository.synchronise()
+        return listing
+
+    def _volumes(self, reports: Iterator[VolumeReport]) -> bool:
+        """Whether all volumes are sound and the index is right about them.  What was not is so when this returns."""
+        repository, result = self._repository, self._result
+        index = repository.index
+        sound: dict[bytes, int] = {}
         damaged: set[bytes] = set()
-        for report in examiner.examine_all(listed):
+        for report in reports:
             self._count(report)
             if report.problems:
                 damaged.add(report.name)
             else:
-                sound.add(report.name)
-                prints[report.name] = report.fingerprint
-        if self._index_disagrees(prints):
+                sound[report.name] = report.fingerprint
+        disagrees = self._index_disagrees(sound)
+        if disagrees:
             index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
         if damaged:
             index.mark(damaged, False)
-        unusable = {v.name for v in index.volumes() if not v.usable and v.name in sound}
+        unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
         if unusable and self._read_data:
             index.mark(unusable, True)
             result.notes.append(f"{len(unusable)} volumes found damaged earlier are sound now")
@@ -110,8 +126,11 @@ class _Check:
             result.notes.append(
                 f"{len(unusable)} volumes were found damaged earlier; `check --read-data` reads them again"
             )
+        return not (disagrees or damaged)
 
     def _count(self, report: VolumeReport) -> None:
+        if self._progress.interrupted:
+            raise KeyboardInterrupt
         result = self._result
         for text in report.problems:
             path = object_name(report.kind, report.name)

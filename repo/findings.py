@@ -59,3 +59,12 @@ class CheckResult:
         self.affected_count += 1
         if len(self.affected) < LISTED:
             self.affected.append(Affected(snapshot, path or b"/", what))
+
+    def take(self, other: CheckResult) -> None:
+        """Add what another look found: problems, affected files, snapshots and pages."""
+        self.problem_count += other.problem_count
+        self.problems += other.problems[: max(LISTED - len(self.problems), 0)]
+        self.affected_count += other.affected_count
+        self.affected += other.affected[: max(LISTED - len(self.affected), 0)]
+        self.snapshots += other.snapshots
+        self.pages += other.pages

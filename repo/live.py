@@ -6,8 +6,6 @@ import os
 import stat
 from collections.abc import Iterator
 
-import msgspec
-
 from snapfs.repo.backup.nodes import TYPES, make_node, read_xattrs, reason
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import SourceError
@@ -70,11 +68,11 @@ class Live:
             if stat.S_IFMT(found.st_mode) not in TYPES:
                 return None
             linked = found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode)
-            node = make_node(name, found, link=(0, found.st_ino) if linked else None)
-            if stat.S_ISLNK(found.st_mode):
-                node = msgspec.structs.replace(node, data=os.readlink(full))
-            xattrs = _xattrs(full, self._progress)
-            return node if xattrs is None else msgspec.structs.replace(node, xattrs=xattrs)
+            return make_node(
+                name, found, link=(0, found.st_ino) if linked else None,
+                size=found.st_size if stat.S_ISREG(found.st_mode) else None,
+                data=os.readlink(full) if stat.S_ISLNK(found.st_mode) else None, xattrs=_xattrs(full, self._progress),
+            )  # fmt: skip
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -7,10 +7,11 @@ from the same buffers.  Crypto, zstd and hashes release the GIL, so two threads 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from snapfs.repo.errors import Damaged, RepositoryError
@@ -56,19 +57,45 @@ class Examiner:
         self._blob_keys = {int(kind): key for kind, key in keys.blob_keys.items()}
         self._read_data = read_data
 
-    def examine_all(self, listing: Iterable[Listed]) -> Iterator[VolumeReport]:
-        """Reports in the order of the listing; some volumes ahead are being read meanwhile."""
-        running: deque[Future[VolumeReport]] = deque()
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="scrub")
-        try:
-            for listed in listing:
-                running.append(pool.submit(self.examine, *listed))
-                if len(running) > 2 * THREADS:
-                    yield running.popleft().result()
+    @contextmanager
+    def started(self, listing: Iterable[Listed]) -> Iterator[Iterator[VolumeReport]]:
+        """Begin examining in threads of its own; the reports come as they are done.  Leaving it early stops the threads."""
+        waiting, done = iter(listing), SimpleQueue[VolumeReport | BaseException | None]()
+        taking = threading.Lock()
+        stopped = threading.Event()
+
+        def work() -> None:
+            try:
+                while not stopped.is_set():
+                    with taking:
+                        listed = next(waiting, None)
+                    if listed is None:
+                        break
+                    done.put(self.examine(*listed))
+            except BaseException as error:  # noqa: BLE001 - raised where the reports are read
+                done.put(error)
+            done.put(None)
+
+        def reports() -> Iterator[VolumeReport]:
+            running = THREADS
             while running:
-                yield running.popleft().result()
+                report = done.get()
+                if isinstance(report, BaseException):
+                    raise report
+                if report is None:
+                    running -= 1
+                else:
+                    yield report
+
+        threads = [threading.Thread(target=work, name=f"scrub-{n}", daemon=True) for n in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield reports()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stopped.set()
+            for thread in threads:
+                thread.join()
 
     def examine(self, name: bytes, kind: VolumeKind, size: int) -> VolumeReport:
         """Everything there is to say of one volume.  A volume that cannot be read is a problem, never an exception."""

@@ -16,6 +16,7 @@ from snapfs.repo.marks import Marks
 from snapfs.repo.model import Below, BlobId, Kind, Location, MiB, Node
 from snapfs.repo.pages import Page
 from snapfs.repo.pagewalk import PageWalk
+from snapfs.repo.progress import Progress
 
 if TYPE_CHECKING:
     from snapfs.repo.events import StoredSnapshot
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 class TreeCheck(PageWalk):
     """Walks snapshots.  Marks are bits by place: pages and lists walked, those with damage below, blobs tried, blobs lost."""
 
-    def __init__(self, repository: Repository, result: CheckResult) -> None:
+    def __init__(self, repository: Repository, progress: Progress) -> None:
         self._index = repository.index
         # A reader that never looks again: looking again may number the volumes anew, and the index was just compared.
         self._reader = BlobReader(repository.index, repository.volumes, repository.keys, lambda _: False, 16 * MiB)
         super().__init__(self._reader)
         self._contents = Contents(self._reader)
-        self._result = result
+        self._progress = progress
+        self.found = CheckResult()
         self._walked, self._below = Marks(), Marks()
         self._tried, self._lost = Marks(), Marks()
         self._naming = ""
@@ -44,6 +46,7 @@ class TreeCheck(PageWalk):
 
     def check(self, snapshot: StoredSnapshot) -> None:
         self._naming, self._snapshot = "", snapshot.short
+        self.found.snapshots += 1
         self._run(snapshot)
 
     def name(self, snapshot: StoredSnapshot) -> None:
@@ -61,16 +64,18 @@ class TreeCheck(PageWalk):
     # ---- pages ---------------------------------------------------------------------------------------------------
 
     def enter(self, page: bytes, path: bytes, below: Below) -> bool:
+        if self._progress.interrupted:
+            raise KeyboardInterrupt
         at = self._place(Kind.DIRECTORY, page, path)
         if at is None:
             self.hit()
             if self._naming:
-                self._result.name(self._naming, path, "listing")
+                self.found.name(self._naming, path, "listing")
             return False
         if self._naming:
             return self._below.has_blob(at)
         if self._walked.add_blob(at):
-            self._result.pages += 1
+            self.found.pages += 1
             return True
         if self._below.has_blob(at):
             self.hit()
@@ -91,7 +96,7 @@ class TreeCheck(PageWalk):
         if (at := self._first(page)) is not None:
             self._blame(at)
         if self._naming:
-            self._result.name(self._naming, path, "listing")
+            self.found.name(self._naming, path, "listing")
 
     # ---- entries -------------------------------------------------------------------------------------------------
 
@@ -101,7 +106,7 @@ class TreeCheck(PageWalk):
             return False
         bad = self._content(node, path)
         if bad and self._naming:
-            self._result.name(self._naming, path, "content")
+            self.found.name(self._naming, path, "content")
         return bad
 
     def _content(self, node: Node, path: bytes) -> bool:
@@ -162,4 +167,4 @@ class TreeCheck(PageWalk):
         self.damaged = True
         if not self._naming:
             text = path.decode("utf-8", "backslashreplace") or "/"
-            self._result.add(kind, message, f"{self._snapshot}:{text}")
+            self.found.add(kind, message, f"{self._snapshot}:{text}")

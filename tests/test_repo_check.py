@@ -1,0 +1,277 @@
+"""check: sees every kind of damage, names the files, and cries wolf at nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from snapfs.repo.check import CheckResult, check
+from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.format import records
+from snapfs.repo.model import Below, Kind, Location, Node, NodeType, Snapshot, Totals
+from snapfs.repo.pages import Sums
+from snapfs.repo.repository import Repository
+from support import repositories as repos
+from support.trees import File, Name, Tree, make, noise
+
+TREE: Tree = {
+    b"small": File(b"tiny"),
+    b"one": File(noise(100_000, 1)),
+    b"sub/two": File(noise(90_000, 2)),
+    b"sub/other name": Name(of=b"sub/two"),
+    b"sub/large": File(noise(6_000_000, 3)),
+    b"attributes": File(b"x" * 100, xattrs={"user.large": noise(3000, 4)}),
+}
+"""`large` has more blobs than stand in its node."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make(tmp_path / "source", TREE)
+
+
+@pytest.fixture
+def taken(tmp_path: Path, source: Path) -> StoredSnapshot:
+    repos.create(tmp_path, volume_size=2 * 1024 * 1024)
+    return repos.snapshot(tmp_path, source)
+
+
+def checked(folder: Path, read_data: bool = False) -> CheckResult:
+    with repos.open_(folder) as repository:
+        return check(repository, read_data=read_data)
+
+
+def volumes(folder: Path, kind: str) -> list[Path]:
+    return sorted(path for path in (folder / "repository" / kind).rglob("*") if path.is_file())
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+
+
+def names(result: CheckResult, source: Path) -> set[bytes]:
+    """Affected paths below the source."""
+    top = os.fsencode(source)
+    assert all(a.path.startswith(top) for a in result.affected)
+    return {a.path[len(top) + 1 :] for a in result.affected}
+
+
+def volume_of(folder: Path, path: bytes, snapshot: StoredSnapshot, position: float = 0.5) -> tuple[Path, int]:
+    """(volume file, an offset inside the frame) of a blob of the file at `path`."""
+    with repos.open_(folder) as repository:
+        node = repository.trees.resolve(snapshot.record.root, path)
+        blobs = [blob for kind, blob in repository.contents.blobs(node) if kind is Kind.CONTENT]
+        at = repository.index.copies(blobs[int(len(blobs) * position)])[0]
+        name = repository.index.volume(at.volume).name.hex()
+    return folder / "repository" / "data" / name[:2] / name, at.frame_offset + 32 + at.sealed // 2
+
+
+@pytest.mark.parametrize("read_data", [False, True])
+def test_a_sound_repository(tmp_path: Path, taken: StoredSnapshot, read_data: bool) -> None:
+    result = checked(tmp_path, read_data)
+    assert result.ok
+    assert (result.problems, result.affected, result.notes) == ([], [], [])
+    files = [*volumes(tmp_path, "data"), *volumes(tmp_path, "trees")]
+    size = sum(path.stat().st_size for path in files)
+    assert (result.snapshots, result.volumes, result.bytes_stored) == (1, len(files), size)
+    assert result.bytes_read == (size if read_data else 0)
+    assert result.bytes_plain > 6_190_000
+
+
+@pytest.mark.parametrize("fresh_index", [False, True])
+def test_a_flipped_byte_is_found_and_its_file_named(
+    tmp_path: Path, source: Path, taken: StoredSnapshot, fresh_index: bool
+) -> None:
+    volume, offset = volume_of(tmp_path, os.fsencode(source) + b"/sub/large", taken)
+    flip(volume, offset)
+    assert checked(tmp_path).ok, "without --read-data nobody looks there"
+    if fresh_index:
+        os.rename(tmp_path / "cache", tmp_path / "old cache")
+    result = checked(tmp_path, True)
+    assert {p.kind for p in result.problems} == {"volume", "blob"}
+    assert names(result, source) == {b"sub/large"}
+    again = checked(tmp_path)
+    assert names(again, source) == {b"sub/large"}, "once it is known, every check says so"
+
+
+def test_names_of_one_damaged_blob_in_all_snapshots(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    (source / "new").write_bytes(b"new")
+    later = repos.snapshot(tmp_path, source)
+    pages = checked(tmp_path).pages
+    volume, offset = volume_of(tmp_path, os.fsencode(source) + b"/sub/two", taken)
+    flip(volume, offset)
+    result = checked(tmp_path, True)
+    assert result.pages == pages, "the directory that both share is walked once"
+    found = {(a.snapshot, os.path.basename(a.path)) for a in result.affected}
+    assert {(s.short, name) for s in (taken, later) for name in (b"two", b"other name")} <= found
+    assert result.affected_count == len(result.affected)
+
+
+@pytest.mark.parametrize("where", [0, 60, 110, 140, -1, -33, -70])
+@pytest.mark.parametrize("kind", ["data", "trees"])
+def test_flips_in_header_frame_directory_and_tail(tmp_path: Path, taken: StoredSnapshot, kind: str, where: int) -> None:
+    flip(volumes(tmp_path, kind)[0], where)
+    result = checked(tmp_path, True)
+    assert not result.ok
+    assert any(p.kind == "volume" for p in result.problems)
+
+
+def test_every_byte_of_a_volume_counts(tmp_path: Path) -> None:
+    """Padding too: nothing in a volume may change unseen."""
+    repos.create(tmp_path)
+    repos.snapshot(tmp_path, make(tmp_path / "source", {b"f": File(b"some content " * 20)}))
+    for volume in (*volumes(tmp_path, "data"), *volumes(tmp_path, "trees")):
+        for offset in range(0, volume.stat().st_size, 97):
+            flip(volume, offset)
+            assert not checked(tmp_path, True).ok, f"{volume} at {offset}"
+            flip(volume, offset)
+    assert checked(tmp_path, True).ok, "put right again"
+
+
+@pytest.mark.parametrize("length", [0, 50, 104, 5000, -4096, -1])
+def test_a_volume_cut_short(tmp_path: Path, source: Path, taken: StoredSnapshot, length: int) -> None:
+    volume, _ = volume_of(tmp_path, os.fsencode(source) + b"/sub/large", taken)
+    os.truncate(volume, length if length >= 0 else volume.stat().st_size + length)
+    result = checked(tmp_path)
+    assert any(p.kind == "volume" and volume.name in p.where for p in result.problems)
+    if length in (0, 50, 104, 5000):
+        assert b"sub/large" in names(result, source)
+
+
+@pytest.mark.parametrize("fresh_index", [False, True])
+def test_a_missing_volume(tmp_path: Path, source: Path, taken: StoredSnapshot, fresh_index: bool) -> None:
+    volume, _ = volume_of(tmp_path, os.fsencode(source) + b"/sub/large", taken)
+    os.unlink(volume)
+    if fresh_index:
+        os.rename(tmp_path / "cache", tmp_path / "old cache")
+    result = checked(tmp_path)
+    assert not result.ok
+    assert any(volume.name in p.where for p in result.problems) != fresh_index
+    assert b"sub/large" in names(result, source)
+
+
+def test_all_tree_volumes_missing(tmp_path: Path, taken: StoredSnapshot) -> None:
+    for volume in volumes(tmp_path, "trees"):
+        os.unlink(volume)
+    result = checked(tmp_path)
+    assert [(a.snapshot, a.path, a.what) for a in result.affected] == [(taken.short, b"/", "listing")]
+
+
+def test_a_damaged_list_of_content(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    """A page of the content list is damaged in a tree volume that still looks sound: found without --read-data."""
+    with repos.open_(tmp_path) as repository:
+        node = repository.trees.resolve(taken.record.root, os.fsencode(source) + b"/sub/large")
+        assert node.root is not None
+        at = repository.index.copies(node.root)[0]
+        name = repository.index.volume(at.volume).name.hex()
+    flip(tmp_path / "repository/trees" / name[:2] / name, at.frame_offset + 40)
+    result = checked(tmp_path)
+    assert not result.ok
+    assert result.affected_count > 0
+
+
+def test_the_next_backup_stores_what_was_lost(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    volume, offset = volume_of(tmp_path, os.fsencode(source) + b"/sub/large", taken)
+    flip(volume, offset)
+    assert checked(tmp_path, True).affected_count
+    repos.snapshot(tmp_path, source, force=True)
+    result = checked(tmp_path, True)
+    assert [p.kind for p in result.problems] == ["volume"] * len(result.problems), "the file is still there, and still damaged"
+    assert result.affected == []
+    os.unlink(volume)
+    result = checked(tmp_path, True)
+    assert result.ok
+    assert "no snapshot needs" in result.notes[0]
+
+
+def test_a_sound_volume_is_relied_on_again(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    volume, offset = volume_of(tmp_path, os.fsencode(source) + b"/one", taken)
+    flip(volume, offset)
+    assert not checked(tmp_path, True).ok
+    flip(volume, offset)
+    first = checked(tmp_path)
+    assert first.ok
+    assert "--read-data" in first.notes[0]
+    assert "sound now" in checked(tmp_path, True).notes[0]
+    assert checked(tmp_path).notes == []
+
+
+def test_an_index_that_disagrees_is_corrected(tmp_path: Path, taken: StoredSnapshot) -> None:
+    with repos.open_(tmp_path) as repository:
+        known = repository.index.volumes()[0]
+        bogus = Location(0, 9999, 9, 4096, 500, 4, 100)
+        repository.index.add(known.name, known.kind, known.size, [(records_id(7), bogus)])
+        result = check(repository)
+        assert result.ok
+        assert "corrected" in result.notes[0]
+        assert repository.index.copies(records_id(7)) == []
+        assert check(repository).notes == []
+
+
+def test_an_index_that_lacks_a_volume(tmp_path: Path, taken: StoredSnapshot) -> None:
+    with repos.open_(tmp_path) as repository:
+        repository.index.reset()
+        assert check(repository).ok
+
+
+def test_a_missing_event(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    repos.snapshot(tmp_path, source, tags=(b"t",))
+    events = sorted((tmp_path / "repository/events").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    os.unlink(events[1])
+    result = checked(tmp_path)
+    assert [p.kind for p in result.problems] == ["event"]
+
+
+def test_leftovers_are_a_note(tmp_path: Path, taken: StoredSnapshot) -> None:
+    (tmp_path / "repository/tmp/abc").write_bytes(bytes(77))
+    result = checked(tmp_path)
+    assert result.ok
+    assert "77 bytes" in result.notes[0]
+
+
+# ---- trees that no honest writer makes -------------------------------------------------------------------------------
+
+
+def records_id(n: int) -> bytes:
+    return bytes([n]) * 32
+
+
+def plain(name: bytes, **fields: object) -> Node:
+    return Node(name, NodeType.FILE, 0o644, 0, 0, None, None, 0, 0, **{"size": 1, "data": b"x", **fields})  # type: ignore[arg-type]
+
+
+def publish(repository: Repository, entries: Sequence[Node], sums: Sums) -> None:
+    with repository.writer() as writer:
+        page = writer.put(Kind.DIRECTORY, records.encode_page(0, [records.msgspec.Raw(records.encode(n)) for n in entries]))
+        writer.flush()
+    below = Below(sums.nodes, sums.files, sums.bytes)
+    root = Node(b"", NodeType.DIRECTORY, 0o755, 0, 0, None, None, 0, 0, root=page, below=below)
+    repository.events.publish_snapshot(
+        Snapshot(1, root, 1, b"h", b"u", (b"/",), (), Totals(), True, 0, 0, (), (), b"test")
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "sums", "word"),
+    [
+        ([plain(b"b"), plain(b"a")], Sums(2, 2, 2, 2), "order"),
+        ([plain(b"a"), plain(b"a")], Sums(2, 2, 2, 2), "order"),
+        ([plain(b"a"), plain(b"b")], Sums(2, 2, 3, 2), "number"),
+        ([plain(b"a"), plain(b"b")], Sums(2, 9, 2, 2), "number"),
+        ([plain(b"..")], Sums(1, 1, 1, 1), "hostile"),
+        ([plain(b"a", data=None, blobs=((records_id(1), 1),))], Sums(1, 1, 1, 1), "no volume"),
+    ],
+)
+def test_hostile_trees(tmp_path: Path, entries: Sequence[Node], sums: Sums, word: str) -> None:
+    repos.create(tmp_path)
+    with repos.open_(tmp_path) as repository:
+        publish(repository, entries, sums)
+        result = check(repository)
+    assert len(result.problems) == 1
+    assert word in result.problems[0].message
+    assert result.affected_count == 1
