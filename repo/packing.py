@@ -21,7 +21,7 @@ from snapfs.repo.format import labels as L
 from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.index import Index
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import BlobId, Kind, MiB, VolumeKind
+from snapfs.repo.model import BlobId, KiB, Kind, MiB, VolumeKind
 from snapfs.repo.system import System
 from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
 from snapfs.repo.volumes import OBJECTS, Volumes
@@ -93,9 +93,9 @@ class BlobWriter:
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
                  *, volume_size: int, largest_blob: int, compression: str = "auto") -> None:  # fmt: skip
-        if not largest_blob + 64 * 1024 <= volume_size <= L.VOLUME_SIZE_LIMIT:
-            least = (largest_blob + 64 * 1024) // 1024
-            raise UsageError(f"volume size must be between {least} KiB and {L.VOLUME_SIZE_LIMIT // MiB} MiB")
+        least = max(largest_blob, L.JOINED_DATA) + 64 * KiB  # one frame, and the directory of its blobs
+        if not least <= volume_size <= L.VOLUME_SIZE_LIMIT:
+            raise UsageError(f"volume size must be between {least // KiB} KiB and {L.VOLUME_SIZE_LIMIT // MiB} MiB")
         self._index = index
         self._volumes = volumes
         self._storage = volumes.storage

@@ -15,9 +15,10 @@ import msgspec
 from snapfs.repo.errors import Damaged
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.envelope import FrameHeader, Opener
-from snapfs.repo.model import BlobId, Location
+from snapfs.repo.model import BlobId, Kind, Location
 
 _TAIL = struct.Struct("<IIQ")
+_KINDS = frozenset(int(k) for k in Kind)
 _MINIMUM_PADDING = L.FRAME_HEADER_SIZE + L.TAG_SIZE
 
 
@@ -89,7 +90,7 @@ def decode_tail(plain: bytes, size: int, where: str) -> Tail:
 def decode_directory(
     opener: Opener, tail: Tail, data: bytes | memoryview
 ) -> Iterator[tuple[BlobId, int, Location]]:
-    """Each blob of a volume as (id, kind, location); `data` are the bytes from `tail.offset` to the tail.  `location.volume` is 0.
+    """Each blob of a volume as (id, kind, location); `data`: from `tail.offset` to the tail.  `location.volume`: 0.
 
     Raises Damaged at the first byte that is not as written.
     """
@@ -98,6 +99,8 @@ def decode_directory(
         blobs = sum(f.count for f in part.frames)
         if len(part.words) != 4 * blobs or len(part.ids) != L.ID_SIZE * blobs:
             raise Damaged("a directory whose lengths do not add up", opener.where)
+        if entry + blobs > L.BLOBS_PER_VOLUME or not _KINDS.issuperset(part.words[3::4]):
+            raise Damaged("a directory with impossible blobs", opener.where)
         words, ids, i = struct.unpack(f"<{blobs}I", part.words), part.ids, 0
         for frame in part.frames:
             offset = 4 * frame.count
@@ -106,6 +109,8 @@ def decode_directory(
                 location = Location(0, entry, frame.number, frame.offset, frame.sealed, offset, length)
                 yield BlobId(ids[32 * i : 32 * i + 32]), words[i] >> 24, location
                 offset += length
+                if offset > L.FRAME_PLAIN_LIMIT:
+                    raise Damaged("a directory with impossible blobs", opener.where)
                 i += 1
                 entry += 1
 
@@ -126,9 +131,22 @@ def _parts(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[Dir
         body = opener.body(number, view[at : at + head.sealed])
         at += head.sealed
         try:
-            yield _decode(body)
+            part = _decode(body)
         except msgspec.DecodeError as error:
             raise Damaged("a directory that does not decode", opener.where) from error
+        if not all(map(_is_possible, part.frames)):
+            raise Damaged("a directory with an impossible frame", opener.where)
+        yield part
+
+
+def _is_possible(frame: FrameEntry) -> bool:
+    """Whether an index can hold it: the directory may be somebody else's who has the key."""
+    return (
+        0 <= frame.number < L.FRAMES_PER_VOLUME
+        and L.HEADER_SIZE <= frame.offset < L.VOLUME_SIZE_LIMIT
+        and L.TAG_SIZE <= frame.sealed <= L.FRAME_PLAIN_LIMIT + L.TAG_SIZE
+        and 0 < frame.count <= L.JOINED_BLOBS
+    )
 
 
 def walk(opener: Opener, data: bytes | memoryview) -> Iterator[tuple[int, int, FrameHeader]]:
