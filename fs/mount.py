@@ -55,6 +55,7 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         import pyfuse3  # late: it takes a quarter of a second, and fails where libfuse3 is missing
         import trio
 
+        from snapfs.fs.eager import EagerTrio
         from snapfs.fs.operations import Snapfs
     except ImportError as error:
         raise MountError(f"cannot load the FUSE library ({error}): install libfuse3 (Debian: apt install fuse3)") from error
@@ -66,6 +67,7 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         View(repository, options.root, options.select, keep),
         owner_root=options.owner_root, enable_acl=options.kernel_checks,
     )  # fmt: skip
+    vars(pyfuse3)["trio"] = EagerTrio(operations.busy)  # the seam that its own asyncio support uses
     flags = {"ro", "nosuid", "nodev", "fsname=snapfs", f"subtype={points.SUBTYPE}"}
     flags |= {"allow_other"} if options.allow_other else set()
     flags |= {"default_permissions"} if options.kernel_checks else set()

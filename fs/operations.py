@@ -26,12 +26,13 @@ from snapfs.fs.links import HeldLinks
 from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import Directory, Entry, Stale, View
 from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError
-from snapfs.repo.model import MiB, Node, NodeType
+from snapfs.repo.model import MiB, NodeType
 
 log = logging.getLogger(__name__)
 
 FOREVER = 365 * 86400.0
 _AHEAD = 2 * MiB
+_AHEAD_TASKS = 8
 _WORKERS = 8
 _BLOCK = 4096
 _FORMATS = {
@@ -79,7 +80,7 @@ def _without_names(error: Exception) -> str:
 
 @dataclass
 class _OpenFile:
-    node: Node
+    entry: Entry
     next: int = 0
     """Where the last read ended."""
     ahead: int = 0
@@ -102,16 +103,28 @@ class Snapfs(pyfuse3.Operations):
         self._nursery: trio.Nursery | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._ahead = trio.CapacityLimiter(2)
+        self._at_work = 0
 
     def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._view.blobs.loop_thread = threading.get_ident()
 
+    def busy(self) -> bool:
+        """Whether worker threads are on their way to an answer."""
+        return self._at_work > 0
+
     async def _ask(self, question: Callable[..., T], *args: Any) -> T:
         try:
             return question(*args)
         except NotAtHand:
-            return await trio.to_thread.run_sync(question, *args, limiter=self._workers)
+            return await self._in_thread(self._workers, question, *args)
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[..., T], *args: Any) -> T:
+        self._at_work += 1
+        try:
+            return await trio.to_thread.run_sync(work, *args, limiter=limiter)
+        finally:
+            self._at_work -= 1
 
     # ---- names and attributes ------------------------------------------------------------------------------------
 
@@ -240,13 +253,19 @@ class Snapfs(pyfuse3.Operations):
         if not entry.node.is_file:
             raise FUSEError(errno.EINVAL)
         handle = next(self._handles)
-        self._files[handle] = _OpenFile(entry.node)
+        self._files[handle] = _OpenFile(entry)
         return FileInfo(fh=handle, keep_cache=True)
 
     @_answering
     async def read(self, fh: int, off: int, size: int) -> bytes:
         file = self._files[fh]
-        data = await self._ask(self._view.read, file.node, off, size)
+        node = file.entry.node
+        try:
+            data = self._view.read(node, off, size)
+        except NotAtHand:
+            data = await self._in_thread(self._workers, self._view.read, node, off, size)
+            if off == 0 and len(data) == node.size:
+                self._in_background(self._view.load_after, file.entry.inode)
         end = off + len(data)
         if off == file.next and off:
             self._read_ahead(file, end)
@@ -256,14 +275,17 @@ class Snapfs(pyfuse3.Operations):
     def _read_ahead(self, file: _OpenFile, end: int) -> None:
         """One who reads in sequence has the next content loaded by a worker in the meantime."""
         file.ahead = max(file.ahead, end)
-        if end + _AHEAD // 2 < file.ahead or file.ahead >= (file.node.size or 0) or self._nursery is None:
-            return
-        start, file.ahead = file.ahead, end + _AHEAD
-        self._nursery.start_soon(self._load_ahead, file.node, start, file.ahead - start)
+        if file.ahead <= end + _AHEAD // 2 and file.ahead < (file.entry.node.size or 0):
+            start, file.ahead = file.ahead, end + _AHEAD
+            self._in_background(self._view.load, file.entry.node, start, file.ahead - start)
 
-    async def _load_ahead(self, node: Node, start: int, size: int) -> None:
+    def _in_background(self, work: Callable[..., None], *args: Any) -> None:
+        if self._nursery is not None and self._ahead.borrowed_tokens + self._ahead.statistics().tasks_waiting < _AHEAD_TASKS:
+            self._nursery.start_soon(self._load_ahead, work, *args)
+
+    async def _load_ahead(self, work: Callable[..., None], *args: Any) -> None:
         try:
-            await trio.to_thread.run_sync(self._view.load, node, start, size, limiter=self._ahead)
+            await self._in_thread(self._ahead, work, *args)
         except Exception as error:  # noqa: BLE001
             # The read that needs it will meet the same error and report it.
             log.debug("read-ahead: %s", _without_names(error))

@@ -25,7 +25,7 @@ _DEVICE = "/dev/fuse"
 
 @contextlib.contextmanager
 def mounted(home: Path, *, part: bytes | None = None, user: int | None = None, **options: Any) -> Iterator[Path]:
-    """Serve in a new folder below home until the end of the block; `options` as in MountOptions.  Fails unless all ends cleanly."""
+    """Serve in a new folder below home until the end of the block; `options` as in MountOptions.  It has to end cleanly."""
     top = Path(tempfile.mkdtemp(prefix="mnt-", dir=home))
     server = start(home, top, part=part, user=user, **options)
     try:

@@ -1,0 +1,72 @@
+"""Waiting for the kernel's next request with less ceremony: the `trio` that pyfuse3 is given.
+
+pyfuse3 passes a lock from task to task and goes through epoll for every request, which costs more than most answers.  Here
+a task may keep its turn, and as long as nothing else is going on it waits for the next request in poll(2) for a moment,
+before it lets trio look after the other tasks.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+_IN_A_ROW = 64
+"""Requests after which other tasks (signals, say) get their turn in any case."""
+_MOMENT_MS = 1
+
+
+class _Turn:
+    """A lock without fairness: whoever asks first after it was freed has it."""
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._woken = False
+        self._lot = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        while self._taken:
+            await self._lot.park()
+            self._woken = False
+        self._taken = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._taken = False
+        if self._lot and not self._woken:
+            self._woken = True  # it runs when this task waits for something, and parks again if the turn is taken by then
+            self._lot.unpark()
+
+
+class _EagerLowlevel:
+    def __init__(self, busy: Callable[[], bool]) -> None:
+        self._busy = busy
+        self._in_a_row = 0
+        self._polls: dict[int, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio.lowlevel, name)
+
+    async def wait_readable(self, fd: int) -> None:
+        poll = self._polls.get(fd)
+        if poll is None:
+            poll = self._polls[fd] = select.poll()
+            poll.register(fd, select.POLLIN)
+        self._in_a_row += 1
+        if self._in_a_row < _IN_A_ROW and not self._busy() and poll.poll(_MOMENT_MS):
+            return
+        self._in_a_row = 0
+        await trio.lowlevel.wait_readable(fd)
+
+
+class EagerTrio:
+    """`busy()` tells whether worker threads are at work, whose results must not wait."""
+
+    Lock = _Turn
+
+    def __init__(self, busy: Callable[[], bool]) -> None:
+        self.lowlevel = _EagerLowlevel(busy)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
