@@ -7,7 +7,6 @@ backup stores their blobs anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from snapfs.repo.findings import Affected, CheckResult, Problem
@@ -19,7 +18,6 @@ from snapfs.repo.treecheck import TreeCheck
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
 
 __all__ = ["Affected", "CheckResult", "Problem", "check"]
@@ -51,17 +49,12 @@ class _Check:
         for text in state.problems:
             result.add("event", text, "events")
         self._leftovers()
-        listing = self._list()
-        examiner = Examiner(repository.volumes, repository.keys, self._read_data)
-        listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
-        with examiner.started(listed) as reports:
-            # The trees are walked while the volumes are being read, taking all volumes for sound ...
-            walk = self._walk(state.snapshots)
-            total = sum(size for _, size in listing.values()) if self._read_data else None
-            self._progress.phase("check volumes", len(listing), total)
-            as_supposed = self._volumes(reports)
-        if not as_supposed:  # ... and once more if they were not.
-            walk = self._walk(state.snapshots)
+        self._volumes()
+        walk = TreeCheck(repository, self._progress)
+        self._progress.phase("check snapshots", len(state.snapshots))
+        for snapshot in state.snapshots:
+            walk.check(snapshot)
+            self._progress.advance(files=1)
         if walk.damaged:
             self._progress.phase("name damaged files", len(state.snapshots))
             for snapshot in state.snapshots:
@@ -71,14 +64,6 @@ class _Check:
         self._absences(walk)
         repository.index.mark(walk.unreadable, False)
         return result
-
-    def _walk(self, snapshots: list[StoredSnapshot]) -> TreeCheck:
-        walk = TreeCheck(self._repository, self._progress)
-        self._progress.phase("check snapshots", len(snapshots))
-        for snapshot in snapshots:
-            walk.check(snapshot)
-            self._progress.advance(files=1)
-        return walk
 
     def _leftovers(self) -> None:
         sizes = [size for _, size in self._repository.storage.list("tmp")]
@@ -99,20 +84,21 @@ class _Check:
         self._repository.synchronise()
         return listing
 
-    def _volumes(self, reports: Iterator[VolumeReport]) -> bool:
-        """Whether all volumes are sound and the index is right about them.  What was not is so when this returns."""
+    def _volumes(self) -> None:
         repository, result = self._repository, self._result
-        index = repository.index
+        index, listing = repository.index, self._list()
+        total = sum(size for _, size in listing.values()) if self._read_data else None
+        self._progress.phase("check volumes", len(listing), total)
+        listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
         sound: dict[bytes, int] = {}
         damaged: set[bytes] = set()
-        for report in reports:
+        for report in Examiner(repository.volumes, repository.keys, self._read_data).examine_all(listed):
             self._count(report)
             if report.problems:
                 damaged.add(report.name)
             else:
                 sound[report.name] = report.fingerprint
-        disagrees = self._index_disagrees(sound)
-        if disagrees:
+        if self._index_disagrees(sound):
             index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
@@ -126,7 +112,6 @@ class _Check:
             result.notes.append(
                 f"{len(unusable)} volumes were found damaged earlier; `check --read-data` reads them again"
             )
-        return not (disagrees or damaged)
 
     def _count(self, report: VolumeReport) -> None:
         if self._progress.interrupted:
@@ -147,9 +132,8 @@ class _Check:
         index = self._repository.index
         sums = {volume.number: 0 for volume in index.volumes()}
         for key, at in index.entries():
-            if at.volume not in sums:
-                return True
-            sums[at.volume] += fingerprint(key, at)
+            if at.volume in sums:  # not one that a backup has just added
+                sums[at.volume] += fingerprint(key, at)
         names = {volume.name: volume.number for volume in index.volumes()}
         return any(name not in names or sums[names[name]] != value for name, value in prints.items())
 

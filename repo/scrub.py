@@ -7,11 +7,10 @@ from the same buffers.  Crypto, zstd and hashes release the GIL, so two threads 
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
-from queue import SimpleQueue
 from typing import NamedTuple
 
 from snapfs.repo.errors import Damaged, RepositoryError
@@ -57,45 +56,19 @@ class Examiner:
         self._blob_keys = {int(kind): key for kind, key in keys.blob_keys.items()}
         self._read_data = read_data
 
-    @contextmanager
-    def started(self, listing: Iterable[Listed]) -> Iterator[Iterator[VolumeReport]]:
-        """Begin examining in threads of its own; the reports come as they are done.  Leaving it early stops the threads."""
-        waiting, done = iter(listing), SimpleQueue[VolumeReport | BaseException | None]()
-        taking = threading.Lock()
-        stopped = threading.Event()
-
-        def work() -> None:
-            try:
-                while not stopped.is_set():
-                    with taking:
-                        listed = next(waiting, None)
-                    if listed is None:
-                        break
-                    done.put(self.examine(*listed))
-            except BaseException as error:  # noqa: BLE001 - raised where the reports are read
-                done.put(error)
-            done.put(None)
-
-        def reports() -> Iterator[VolumeReport]:
-            running = THREADS
-            while running:
-                report = done.get()
-                if isinstance(report, BaseException):
-                    raise report
-                if report is None:
-                    running -= 1
-                else:
-                    yield report
-
-        threads = [threading.Thread(target=work, name=f"scrub-{n}", daemon=True) for n in range(THREADS)]
-        for thread in threads:
-            thread.start()
+    def examine_all(self, listing: Iterable[Listed]) -> Iterator[VolumeReport]:
+        """Reports in the order of the listing; some volumes ahead are being read meanwhile."""
+        running: deque[Future[VolumeReport]] = deque()
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="scrub")
         try:
-            yield reports()
+            for listed in listing:
+                running.append(pool.submit(self.examine, *listed))
+                if len(running) > 2 * THREADS:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
         finally:
-            stopped.set()
-            for thread in threads:
-                thread.join()
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def examine(self, name: bytes, kind: VolumeKind, size: int) -> VolumeReport:
         """Everything there is to say of one volume.  A volume that cannot be read is a problem, never an exception."""
@@ -112,7 +85,9 @@ class Examiner:
             found.problem(error)
         return VolumeReport(name, kind, size, found.problems, found.blobs, found.plain, found.fingerprint)
 
-    def _read(self, found: _Reading, opener: Opener, path: str, name: bytes, size: int, entries: Iterator[Entry]) -> None:
+    def _read(
+        self, found: _Reading, opener: Opener, path: str, name: bytes, size: int, entries: Iterator[Entry]
+    ) -> None:
         digest, at = hashlib.sha256(), 0
         frames: list[list[Entry]] = []
 
@@ -157,7 +132,9 @@ class Examiner:
             if found_kind != kind or offset != at.offset or length != at.length:
                 raise Damaged(f"frame {number} is not what the directory says", opener.where)
             if keyed_hash(self._blob_keys[kind], view[offset : offset + length]) != blob:
-                raise Damaged(f"blob {blob.hex()[:16]} in frame {number} is not what its id says", opener.where)
+                raise Damaged(
+                    f"blob {blob.hex()[:16]} in frame {number} is not what its id says", opener.where
+                )
 
 
 class _Reading:
