@@ -93,6 +93,8 @@ class Contents:
     def spans(self, node: Node, offset: int = 0, size: int | None = None) -> Iterator[Span]:
         """The spans that make up `size` bytes from `offset` (to the end by default).  Nothing for inline content."""
         end = node.size or 0 if size is None else min(offset + size, node.size or 0)
+        if offset >= end:
+            return
         for at, blob, length in self._from(node, offset):
             if at >= end:
                 return
@@ -168,10 +170,8 @@ class Contents:
                 at += length
             return
         first = self._extents.by_byte(node.root, offset)
-        if first is None:
-            return
-        last = 0
-        for found in self._extents.iterate(node.root, first.ordinal):
+        last = offset
+        for found in self._extents.iterate(node.root, first.ordinal) if first else ():
             last = found.bytes_before + found.entry[1]
             yield found.bytes_before, found.entry[0], found.entry[1]
         if last != node.size:

@@ -172,7 +172,7 @@ class PageReader(Generic[T]):
     def iterate(self, root: BlobId | bytes, start: int = 0) -> Iterator[Found[T]]:
         """The entries from the `start`-th on.  Raises Damaged where names do not ascend."""
         last: bytes | None = None
-        for found in self._iterate(root, None, start, 0, 0, 0):
+        for found in self._iterate(*self.page(root), start, 0, 0, 0):
             if self._leaf.name is not None:
                 name = self._leaf.name(found.entry)
                 if last is not None and name <= last:
@@ -230,10 +230,17 @@ class PageReader(Generic[T]):
             _running([leaf.nodes(e) for e in leaves]), _running([leaf.bytes(e) for e in leaves]),
         )  # fmt: skip
 
+    def _below(self, level: int, branch: Branch) -> tuple[int, Page[T]]:
+        """What a branch on this level names.  Its sums are compared: an entry must not be found at a place where it is not."""
+        below = self.page(branch.id, level - 1)
+        page = below[1]
+        if (page.entries[-1], page.nodes[-1], page.bytes[-1]) != (branch.entries, branch.nodes, branch.size):
+            raise Damaged(f"page {branch.id.hex()[:16]} does not add up to what is said of it", "tree")
+        return below
+
     def _iterate(
-        self, page_id: BlobId | bytes, expected: int | None, start: int, ordinal: int, nodes: int, size: int
+        self, level: int, page: Page[T], start: int, ordinal: int, nodes: int, size: int
     ) -> Iterator[Found[T]]:
-        level, page = self.page(page_id, expected)
         first = max(bisect_right(page.entries, start - ordinal) - 1, 0) if start > ordinal else 0
         if page.leaves is not None:
             for i in range(first, len(page.leaves)):
@@ -241,13 +248,9 @@ class PageReader(Generic[T]):
             return
         assert page.branches is not None
         for i in range(first, len(page.branches)):
+            below = self._below(level, page.branches[i])
             yield from self._iterate(
-                page.branches[i].id,
-                level - 1,
-                start,
-                ordinal + page.entries[i],
-                nodes + page.nodes[i],
-                size + page.bytes[i],
+                *below, start, ordinal + page.entries[i], nodes + page.nodes[i], size + page.bytes[i]
             )
 
     def _by_sum(self, root: BlobId | bytes, wanted: int, sums: str) -> Found[T] | None:
@@ -265,9 +268,9 @@ class PageReader(Generic[T]):
         return self._descend(root, choose)
 
     def _descend(self, root: BlobId | bytes, choose: Callable[[Page[T]], int]) -> Found[T] | None:
-        page_id, expected, ordinal, nodes, size = root, None, 0, 0, 0
+        ordinal, nodes, size = 0, 0, 0
+        level, page = self.page(root)
         while True:
-            level, page = self.page(page_id, expected)
             i = choose(page)
             if i < 0:
                 return None
@@ -277,7 +280,7 @@ class PageReader(Generic[T]):
             if page.leaves is not None:
                 return Found(ordinal, nodes, size, page.leaves[i])
             assert page.branches is not None
-            page_id, expected = page.branches[i].id, level - 1
+            level, page = self._below(level, page.branches[i])
 
 
 def _running(counts: list[int]) -> list[int]:
