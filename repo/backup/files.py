@@ -59,9 +59,8 @@ class FileReader:
         extents, root = content.finish()
         kept = None
         if sparse:
-            kept = write_holes(
-                self._put_page, self._page_key, iter(holes) if holes is not None else _holes(fd, end)
-            )
+            found = _holes(fd, end) if holes is None else _before(end, holes)
+            kept = write_holes(self._put_page, self._page_key, found)
         return Content(content.size, None, extents, root, kept)
 
     def stream(self, stream: BinaryIO, owner: int) -> Content:
@@ -160,6 +159,11 @@ def _read_all(fd: int, size: int) -> bytes:
     return b"".join(parts)
 
 
+def _before(end: int, holes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The holes of a file that has become shorter since they were found."""
+    return ((offset, min(length, end - offset)) for offset, length in holes if offset < end)
+
+
 def _holes(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of each hole, ascending; none where the file system cannot tell."""
     at = 0
@@ -176,4 +180,5 @@ def _holes(fd: int, size: int) -> Iterator[tuple[int, int]]:
                 at = size
         except OSError:
             return
-        yield start, at - start
+        if at > start:  # else it was written to between the two calls
+            yield start, at - start
