@@ -16,7 +16,7 @@ from snapfs.repo.backup.estimate import Estimate
 from snapfs.repo.backup.files import FileReader
 from snapfs.repo.backup.options import BackupOptions, BackupResult
 from snapfs.repo.backup.parents import choose
-from snapfs.repo.backup.sources import absolute, branching
+from snapfs.repo.backup.sources import absolute, branching, stream_path
 from snapfs.repo.backup.walk import Walker
 from snapfs.repo.errors import StorageError, UsageError
 from snapfs.repo.events import StoredSnapshot
@@ -51,7 +51,7 @@ class _Run:
         if options.stdin is not None:
             if options.paths:
                 raise UsageError("--stdin reads standard input: name no paths with it")
-            self.paths: tuple[bytes, ...] = (b"/" + options.stdin_filename.lstrip(b"/"),)
+            self.paths: tuple[bytes, ...] = (stream_path(options.stdin_filename),)
         else:
             self.paths = tuple(dict.fromkeys(absolute(p) for p in options.paths))
             if not self.paths:

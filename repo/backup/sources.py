@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from snapfs.repo.errors import UsageError
+from snapfs.repo.format import labels as L
 from snapfs.repo.repository import Repository
 
 
@@ -20,6 +22,14 @@ class Branching:
 def absolute(path: bytes) -> bytes:
     """Absolute and without `.`, `..` and double slashes; symbolic links are left as they are."""
     return b"/" + os.path.abspath(path).lstrip(b"/")
+
+
+def stream_path(name: bytes) -> bytes:
+    """Where the content of a pipe is stored.  Raises UsageError for what no file can be called."""
+    path = absolute(b"/" + name)
+    if path == b"/" or b"\0" in path or max(map(len, path.split(b"/"))) > L.NAME_LIMIT:
+        raise UsageError("--stdin-filename: no file can have that name; give one like `dumps/all.sql`")
+    return path
 
 
 def branching(paths: Sequence[bytes]) -> Branching:
