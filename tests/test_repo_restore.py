@@ -220,13 +220,16 @@ def test_owners_devices_and_attributes(case: Case) -> None:
 
 
 @needs_root
-def test_an_acl_of_the_target_is_not_inherited(case: Case) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["target", "above it"])
+def test_an_acl_of_the_target_is_not_inherited(case: Case, there: bool) -> None:
     (case.source / "sub").mkdir()
     (case.source / "sub" / "f").write_bytes(b"1")
     (case.source / "f").write_bytes(b"1")
     os.mkfifo(case.source / "fifo")
-    case.target.mkdir()
-    os.setxattr(case.target, "system.posix_acl_default", ACL)
+    above = case.folder / "above"
+    above.mkdir()
+    case.target = above if there else above / "target"
+    os.setxattr(above, "system.posix_acl_default", ACL)
     case.restore(root_metadata=True)
     case.same()
 

@@ -42,6 +42,8 @@ def open_target(path: bytes, options: RestoreOptions) -> Folder:
             "exists and is not a folder" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
         )
         raise TargetError(path, f"cannot be the target: {reason}") from error
+    if fresh:
+        drop_inherited(fd, ACL_ACCESS, ACL_DEFAULT)
     return Folder(b"", fd, fresh, inherits=has_default_acl(fd), apply=fresh or options.root_metadata)
 
 
