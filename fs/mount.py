@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING
 from snapfs.fs import mountpoint as points
 from snapfs.repo.errors import MountError
 from snapfs.repo.events import StoredSnapshot
-from snapfs.repo.model import MiB, Node
+from snapfs.repo.model import KiB, MiB, Node
 from snapfs.repo.repository import Repository
 
 if TYPE_CHECKING:
     from snapfs.fs.operations import Snapfs
 
 _READ_AHEAD_KIB = 1024
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
     """
     points.check(mountpoint, repository.storage.place)
     if options.root is not None and not options.root.is_dir:
-        raise MountError("only a folder can be mounted, and this path of the snapshot is none: use `snapfs dump` for a file")
+        raise MountError(
+            "only a folder can be mounted, and this path of the snapshot is none: use `snapfs dump` for a file"
+        )
     try:
         import pyfuse3  # late: it takes a quarter of a second, and fails where libfuse3 is missing
         import trio
@@ -58,9 +62,12 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         from snapfs.fs.eager import EagerTrio
         from snapfs.fs.operations import Snapfs
     except ImportError as error:
-        raise MountError(f"cannot load the FUSE library ({error}): install libfuse3 (Debian: apt install fuse3)") from error
+        raise MountError(
+            f"cannot load the FUSE library ({error}): install libfuse3 (Debian: apt install fuse3)"
+        ) from error
     from snapfs.fs.view import View
 
+    _keep_heap_small()
     keep = options.cache_bytes // 3
     repository.blobs.frames.limit = options.cache_bytes - keep
     operations = Snapfs(
@@ -73,13 +80,19 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
     flags |= {"default_permissions"} if options.kernel_checks else set()
     with _stderr_as_error(mountpoint):
         pyfuse3.init(operations, mountpoint, flags)
-    ended = False
+    in_use = False
+
+    def answering() -> None:
+        nonlocal in_use
+        ready()
+        in_use = True
+
     try:
-        trio.run(_serve, operations, mountpoint, ready)
-        ended = True
+        trio.run(_serve, operations, mountpoint, answering)
+        in_use = False
     finally:
         # After a crash the mountpoint is left broken: an empty folder would make a running `rsync --delete` wipe the copy.
-        pyfuse3.close(unmount=ended)
+        pyfuse3.close(unmount=not in_use)
 
 
 async def _serve(operations: Snapfs, mountpoint: str, ready: Callable[[], None]) -> None:
@@ -110,6 +123,14 @@ def _enter(mountpoint: str) -> None:
         device = os.stat(mountpoint).st_dev
         with open(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb", "w") as knob:
             knob.write(str(_READ_AHEAD_KIB))
+
+
+def _keep_heap_small() -> None:
+    """Frames are large, and freed in another order and thread than made: left alone, glibc's heaps grow to twice their sum."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 2)
+        mallopt(_M_MMAP_THRESHOLD, 128 * KiB)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,17 @@ _NAMED = 5
 def check(mountpoint: str, repository: str) -> None:
     """Raise MountError unless a file system can be mounted there.  `repository`: the folder it lies in."""
     if not os.path.exists("/dev/fuse"):
-        raise MountError("there is no /dev/fuse: load its kernel module (modprobe fuse); a container needs --device /dev/fuse")
+        raise MountError(
+            "there is no /dev/fuse: load its kernel module (modprobe fuse); a container needs --device /dev/fuse"
+        )
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        raise MountError("fusermount3 is not installed, and only root can mount without it (Debian: apt install fuse3)")
+        raise MountError(
+            "fusermount3 is not installed, and only root can mount without it (Debian: apt install fuse3)"
+        )
     if mounted_type(mountpoint) == _TYPE:
-        raise MountError(f"{mountpoint}: a snapfs mount is there already: `snapfs umount {mountpoint}` takes it away")
+        raise MountError(
+            f"{mountpoint}: a snapfs mount is there already: `snapfs umount {mountpoint}` takes it away"
+        )
     try:
         with os.scandir(mountpoint):
             pass
@@ -33,7 +39,11 @@ def check(mountpoint: str, repository: str) -> None:
     except FileNotFoundError:
         raise MountError(f"{mountpoint} does not exist: make the folder first (mkdir {mountpoint})") from None
     except OSError as error:
-        hint = f": a dead mount may be there, try `snapfs umount {mountpoint}`" if error.errno == errno.ENOTCONN else ""
+        hint = (
+            f": a dead mount may be there, try `snapfs umount {mountpoint}`"
+            if error.errno == errno.ENOTCONN
+            else ""
+        )
         raise MountError(f"{mountpoint}: {error.strerror}{hint}") from error
     here, there = os.path.realpath(mountpoint), os.path.realpath(repository)
     if os.path.commonpath((here, there)) in (here, there):
@@ -66,14 +76,18 @@ def unmount(mountpoint: str) -> None:
     elif helper is not None:
         command = [helper, "-u", "--", mountpoint]
     else:
-        raise MountError("fusermount3 is not installed, and only root can unmount without it (Debian: apt install fuse3)")
+        raise MountError(
+            "fusermount3 is not installed, and only root can unmount without it (Debian: apt install fuse3)"
+        )
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:
         return
     users = [f"{name} ({pid})" for pid, name in holders(mountpoint)]
     if users:
         more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
-        raise MountError(f"{mountpoint} is in use by {', '.join(users[:_NAMED])}{more}: end them, then unmount again")
+        raise MountError(
+            f"{mountpoint} is in use by {', '.join(users[:_NAMED])}{more}: end them, then unmount again"
+        )
     reason = done.stderr.strip().split("\n")[0] or "no reason given"
     raise MountError(f"cannot unmount {mountpoint}: {reason}")
 
@@ -82,7 +96,9 @@ def holders(mountpoint: str) -> Iterator[tuple[int, str]]:
     """(process id, name) of each process with its working directory or an open file below; only those this user may look into."""
     path = os.path.abspath(mountpoint)
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and any(used == path or used.startswith(path + "/") for used in _used(f"/proc/{entry}")):
+        if entry.isdigit() and any(
+            used == path or used.startswith(path + "/") for used in _used(f"/proc/{entry}")
+        ):
             name = "?"
             with contextlib.suppress(OSError), open(f"/proc/{entry}/comm") as f:
                 name = f.read().strip()
@@ -110,4 +126,7 @@ def _mounts() -> Iterator[tuple[str, str]]:
     with open("/proc/self/mountinfo", errors="surrogateescape") as f:
         for line in f:
             before, _, after = line.partition(" - ")
-            yield re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split(" ")[4]), after.split(" ")[0]
+            yield (
+                re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split(" ")[4]),
+                after.split(" ")[0],
+            )

@@ -230,8 +230,14 @@ class Snapfs(pyfuse3.Operations):
                 if start_id < position and not pyfuse3.readdir_reply(token, name, here, position):
                     return
         timeout = FOREVER if self._view.is_lasting(inode) else 0
-        for ordinal in itertools.count(max(start_id - 2, 0)):
-            found = await self._ask(directory.peek, ordinal)
+        first = max(start_id - 2, 0)
+        for ordinal in itertools.count(first):
+            try:
+                found = await self._ask(directory.peek, ordinal)
+            except Exception:
+                if ordinal > first:
+                    return  # the kernel gets what there is, asks for more, and meets the error then
+                raise
             if found is None:
                 return
             name, entry = found
@@ -280,7 +286,10 @@ class Snapfs(pyfuse3.Operations):
             self._in_background(self._view.load, file.entry.node, start, file.ahead - start)
 
     def _in_background(self, work: Callable[..., None], *args: Any) -> None:
-        if self._nursery is not None and self._ahead.borrowed_tokens + self._ahead.statistics().tasks_waiting < _AHEAD_TASKS:
+        if (
+            self._nursery is not None
+            and self._ahead.borrowed_tokens + self._ahead.statistics().tasks_waiting < _AHEAD_TASKS
+        ):
             self._nursery.start_soon(self._load_ahead, work, *args)
 
     async def _load_ahead(self, work: Callable[..., None], *args: Any) -> None:

@@ -221,7 +221,9 @@ class View:
             if began < self._reload_after:
                 return
             shown = self._repository.snapshots()
-            if shown is not self._shown:  # opening new events took its time, but they are kept: no reason to wait
+            if (
+                shown is not self._shown
+            ):  # opening new events took its time, but they are kept: no reason to wait
                 self._top = arrange([s for s in shown if self._select is None or self._select(s)])
                 self._shown = shown
                 return
