@@ -114,6 +114,7 @@ class LocalStorage:
         self._files: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
+        self._condemned: StorageError | None = None
         try:
             info = os.stat(self.place)
         except OSError as error:
@@ -200,7 +201,14 @@ class LocalStorage:
 
     def sync_names(self) -> None:
         with self._syncing:  # one who finds nothing left to do must not return before the other's fsync has
-            self._sync_names()
+            if self._condemned is not None:
+                raise StorageError(str(self._condemned), self._condemned.errno)
+            try:
+                self._sync_names()
+            except StorageError as error:
+                # The kernel reports a failed fsync once: asked again, it would say that all is well.
+                self._condemned = error
+                raise
 
     def _sync_names(self) -> None:
         while self.unsynced:
