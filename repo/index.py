@@ -200,6 +200,7 @@ class Index:
     @staticmethod
     def _usable_folder(folder: str) -> bool:
         try:
+            os.makedirs(folder, 0o700, exist_ok=True)
             os.makedirs(os.path.join(folder, "open"), 0o700, exist_ok=True)
         except OSError:
             return False
