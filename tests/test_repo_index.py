@@ -1,0 +1,362 @@
+"""The index never answers wrongly: right, missing, or IndexBroken.  It is always replaceable, and never in the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snapfs.repo import index as index_module
+from snapfs.repo.errors import StorageError
+from snapfs.repo.format import labels as L
+from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
+from support import repositories
+from support.parts import KEYS
+
+TAG = KEYS.index_tag
+ONE, TWO = b"1" * 32, b"2" * 32
+
+
+def blob(i: int) -> BlobId:
+    return KEYS.blob_id(Kind.CONTENT, b"%d" % i)
+
+
+def place(i: int, volume: int = 1) -> Location:
+    return Location(volume, i, i // 100, 104 + i * 50, 20 + i, 4 * i, 10 + i)
+
+
+def entries(count: int) -> list[tuple[BlobId, Location]]:
+    return [(blob(i), place(i)) for i in range(count)]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    index = Index(str(tmp_path / "index"), TAG)
+    yield index
+    index.close()
+
+
+def test_what_goes_in_comes_out(index: Index, tmp_path: Path) -> None:
+    assert index.add(ONE, VolumeKind.DATA, 4096, entries(500)) == 1
+    assert index.count() == 500
+    for i in range(500):
+        assert index.get(blob(i)) == place(i)
+        assert index.copies(blob(i)) == [place(i)]
+    assert index.get(blob(500)) is None
+    assert index.copies(blob(500)) == []
+    assert sorted(index.entries()) == sorted((b[:16], at) for b, at in entries(500))
+    index.close()
+    again = Index(str(tmp_path / "index"), TAG)
+    assert again.get(blob(7)) == place(7)
+    assert again.volumes() == [(1, ONE, VolumeKind.DATA, 4096, True)]
+    again.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    index = Index(str(tmp_path_factory.mktemp("index")), TAG)
+    yield index
+    index.close()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    at=st.builds(
+        Location, st.just(1), st.integers(0, L.BLOBS_PER_VOLUME - 1), st.integers(0, L.FRAMES_PER_VOLUME - 1),
+        st.integers(0, L.VOLUME_SIZE_LIMIT - 1), st.integers(16, L.FRAME_PLAIN_LIMIT + 16), st.integers(0, L.FRAME_PLAIN_LIMIT),
+        st.integers(0, 2**24 - 1),
+    )
+)  # fmt: skip
+def test_every_location_that_can_be_fits(shared: Index, at: Location) -> None:
+    name = KEYS.blob_id(Kind.CONTENT, repr(at).encode())
+    number = shared.add(name, VolumeKind.DATA, 1, [(name, at)])
+    assert shared.get(name) == at._replace(volume=number)
+
+
+def test_an_entry_moved_to_another_key_is_none(index: Index) -> None:
+    index.add(ONE, VolumeKind.DATA, 1, entries(2))
+    with index._env.begin(write=True) as txn:
+        value = txn.get(blob(0)[:16], db=index._blobs)
+        txn.put(blob(1)[:16], value, db=index._blobs)
+        txn.put(blob(2)[:16], value, db=index._blobs)
+    assert index.copies(blob(0)) == [place(0)]
+    assert index.copies(blob(1)) == [place(1)]
+    assert index.copies(blob(2)) == []
+
+
+def test_two_copies_of_a_blob(index: Index) -> None:
+    index.add(ONE, VolumeKind.DATA, 1, [(blob(1), place(1))])
+    index.add(TWO, VolumeKind.DATA, 1, [(blob(1), place(5)), (blob(2), place(6))])
+    copies = {place(1), place(5, 2)}
+    assert set(index.copies(blob(1))) == copies
+    index.mark([ONE], usable=False)
+    assert index.get(blob(1)) == place(5, 2)
+    assert index.copies(blob(1)) == [place(5, 2), place(1)], "what is usable comes first"
+    index.mark([TWO], usable=False)
+    assert index.get(blob(1)) is None, "nothing new may rely on it"
+    assert set(index.copies(blob(1))) == copies, "but it can be read"
+    index.mark([ONE], usable=True)
+    assert index.get(blob(1)) == place(1)
+    assert index.get(blob(2)) is None
+
+
+def test_a_volume_known_by_its_name_keeps_its_number(index: Index) -> None:
+    assert [index.add(name, VolumeKind.DATA, 1, entries(3)) for name in (ONE, TWO, ONE)] == [1, 2, 1]
+    assert len(index.copies(blob(0))) == 2
+    assert index.volume(2).name == TWO
+    with pytest.raises(IndexBroken):
+        index.volume(3)
+
+
+def test_two_processes_see_each_other_s_volumes(index: Index, tmp_path: Path) -> None:
+    """Two environments of one file in one process are not allowed: a child stands in."""
+    index.add(ONE, VolumeKind.DATA, 1, entries(3))
+    run(tmp_path, "index.add(b'2' * 32, VolumeKind.DATA, 9, [(blob(50), place(50))])")
+    assert index.copies(blob(50)) == [place(50, 2)]
+    assert index.get(blob(50)) == place(50, 2)
+    assert index.volume(2).size == 9
+
+
+def test_reset_begins_empty(index: Index, tmp_path: Path) -> None:
+    index.add(ONE, VolumeKind.DATA, 1, entries(10))
+    index.reset()
+    assert index.count() == 0
+    assert index.volumes() == []
+    index.add(TWO, VolumeKind.TREE, 2, entries(2))
+    index.close()
+    again = Index(str(tmp_path / "index"), TAG)
+    assert again.volumes() == [(1, TWO, VolumeKind.TREE, 2, True)]
+    again.close()
+
+
+# ---- damage ------------------------------------------------------------------------------------------------------------
+
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_repo_index import *
+index = Index({folder!r}, TAG)
+{work}
+index.close()
+"""
+
+
+def run(tmp_path: Path, work: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: a broken page may end it."""
+    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "index"), work=work)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def look_up_all(folder: str, count: int) -> str:
+    """A line on what an index that may be damaged answers: wrong, or right and how often."""
+    right = missing = 0
+    try:
+        index = Index(folder, TAG)
+        try:
+            for i in range(count):
+                found = index.get(blob(i))
+                copies = index.copies(blob(i))
+                if found not in (None, place(i)) or copies not in ([], [place(i)]):
+                    return f"wrong: {i} {found} {copies}"
+                right += found is not None
+                missing += found is None
+            for key, at in index.entries():
+                if at.entry >= count or at != place(at.entry) or key != blob(at.entry)[:16]:
+                    return f"wrong: {key.hex()} {at}"
+        finally:
+            index.close()
+    except (IndexBroken, StorageError) as error:
+        return f"broken: {error}"
+    return f"right {right} missing {missing}"
+
+
+FLIP = """
+import os, signal, shutil, tempfile
+data = open({folder!r} + "/00000001/data.mdb", "rb").read()
+rng = random.Random({seed})
+for n in range({rounds}):
+    bad = bytearray(data)
+    for _ in range(rng.choice((1, 1, 3, 50))):
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+    folder = tempfile.mkdtemp(dir={scratch!r})
+    os.mkdir(folder + "/00000001")
+    open(folder + "/00000001/data.mdb", "wb").write(bad)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        line = "foreign error"
+        try:
+            line = look_up_all(folder, {count})
+        except BaseException as error:
+            line = "foreign error: " + repr(error)
+        finally:
+            os.write(writer, line.encode())
+            os._exit(0)
+    os.close(writer)
+    said = open(reader, "rb").read().decode()
+    status = os.waitpid(child, 0)[1]
+    print(said or f"died of signal {{os.WTERMSIG(status)}}")
+    shutil.rmtree(folder)
+"""
+
+
+def test_flipped_bits_never_give_a_wrong_place(tmp_path: Path) -> None:
+    count = 400
+    index = Index(str(tmp_path / "index"), TAG)
+    index.add(ONE, VolumeKind.DATA, 4096, entries(count))
+    index.close()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    work = FLIP.format(folder=str(tmp_path / "index"), seed=5, rounds=120, scratch=str(scratch), count=count)
+    done = run(tmp_path, work)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 120, done.stderr
+    assert not [line for line in lines if line.startswith(("wrong", "foreign"))]
+    assert any(f"right {count - 1}" in line for line in lines), "no flip hit a value: this tests nothing"
+    died = [line for line in lines if line.startswith("died")]
+    assert all(int(line.split()[-1]) in (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT) for line in died), (
+        died
+    )
+    assert len(died) < 30
+
+
+def test_cut_and_replaced_files(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    for bad in (b"", b"no database" * 1000, bytes(8192)):
+        index = Index(str(folder), TAG)
+        index.add(ONE, VolumeKind.DATA, 1, entries(50))
+        index.close()
+        newest = max(f for f in folder.iterdir() if f.name.isdigit())
+        (newest / "data.mdb").write_bytes(bad)
+        assert look_up_all(str(folder), 50) == "right 0 missing 50"
+
+
+def test_an_index_of_another_repository_is_thrown_away(tmp_path: Path) -> None:
+    index = Index(str(tmp_path / "index"), TAG)
+    index.add(ONE, VolumeKind.DATA, 1, entries(5))
+    index.close()
+    other = Index(str(tmp_path / "index"), bytes(32))
+    assert other.count() == 0
+    other.close()
+
+
+DIE = "index.add(b'1' * 32, VolumeKind.DATA, 1, entries(300)); os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_after_a_killed_process_the_index_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[bool] = []
+    true = Index._walks
+
+    def walks(self: Index) -> bool:
+        walked.append(true(self))
+        return walked[-1]
+
+    monkeypatch.setattr(Index, "_walks", walks)
+    assert run(tmp_path, DIE).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "index" / "open").iterdir())) == 1
+    index = Index(str(tmp_path / "index"), TAG)
+    assert walked == [True]
+    assert index.get(blob(3)) == place(3)
+    index.close()
+    Index(str(tmp_path / "index"), TAG).close()
+    assert walked == [True], "only once"
+    assert list((tmp_path / "index" / "open").iterdir()) == []
+
+
+def test_after_a_killed_process_a_broken_index_is_begun_anew(tmp_path: Path) -> None:
+    assert run(tmp_path, DIE).returncode == -signal.SIGKILL
+    data = tmp_path / "index" / "00000001" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        content[page + 16 : page + 4096] = random.Random(page).randbytes(4080)
+    data.write_bytes(content)
+    index = Index(str(tmp_path / "index"), TAG)
+    assert index.count() == 0
+    assert not data.exists()
+    index.close()
+
+
+def test_an_open_index_of_a_living_process_is_no_reason_to_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[Index] = []
+    monkeypatch.setattr(Index, "_walks", lambda self: not walked.append(self))
+    work = "print('open', flush=True); sys.stdin.read()"
+    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "index"), work=work)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    Index(str(tmp_path / "index"), TAG).close()
+    other.communicate("")
+    assert other.returncode == 0
+    assert not walked
+
+
+# ---- where it lies -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_folder_the_index_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module.tempfile, "tempdir", str(tmp_path))
+    index = Index(None, TAG)
+    index.add(ONE, VolumeKind.DATA, 1, entries(5))
+    assert index.get(blob(2)) == place(2)
+    assert Path(index.folder).parent == tmp_path
+    index.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "read-only").mkdir()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(index_module.tempfile, "tempdir", str(temporary))
+    real = os.access
+    monkeypatch.setattr(
+        index_module.os, "access", lambda path, mode: "read-only" not in str(path) and real(path, mode)
+    )
+    for folder in ("file/index", "read-only"):
+        index = Index(str(tmp_path / folder), TAG)
+        assert index.folder.startswith(str(temporary))
+        index.add(ONE, VolumeKind.DATA, 1, entries(5))
+        assert index.get(blob(2)) == place(2)
+        index.close()
+    assert list(temporary.iterdir()) == []
+
+
+def test_files_are_for_their_owner(index: Index) -> None:
+    for folder, _, files in os.walk(index.folder):
+        assert os.stat(folder).st_mode & 0o077 == 0
+        assert all(os.stat(os.path.join(folder, f)).st_mode & 0o077 == 0 for f in files)
+
+
+def test_a_lost_or_damaged_index_is_rebuilt_from_the_volumes(tmp_path: Path) -> None:
+    repositories.create(tmp_path)
+    with repositories.open_(tmp_path) as repository:
+        with repository.writer() as writer:
+            ids = [writer.put(Kind.CONTENT, b"%d" % i * i) for i in range(1, 200)]
+            writer.flush()
+        right = sorted(repository.index.entries())
+        folder = Path(repository.index.folder)
+    newest = max(f for f in folder.iterdir() if f.name.isdigit())
+    (newest / "data.mdb").write_bytes(b"rubbish" * 5000)
+    for options in ({}, {"no_cache": True}):
+        with repositories.open_(tmp_path, **options) as repository:
+            assert sorted(repository.index.entries()) == right
+            assert [repository.blobs.get(b, Kind.CONTENT) for b in ids] == [
+                b"%d" % i * i for i in range(1, 200)
+            ]
