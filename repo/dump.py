@@ -9,22 +9,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from snapfs.repo import tar
 from snapfs.repo.content import Span
 from snapfs.repo.errors import Damaged, UsageError
 from snapfs.repo.marks import FirstComers
-from snapfs.repo.model import BlobId, KiB, Kind, MiB, Node, NodeType
+from snapfs.repo.model import BlobId, Kind, MiB, Node, NodeType
 from snapfs.repo.progress import SILENT, Progress
-from snapfs.repo.trees import Walked
+from snapfs.repo.restore.ahead import Ahead
+from snapfs.repo.restore.walk import Do, Step
 
 if TYPE_CHECKING:
     from snapfs.repo.repository import Repository
 
 _THREADS = 2
 _AHEAD = 4
-_SMALL = 256 * KiB
 _ZEROS = bytes(MiB)
 T = TypeVar("T")
 U = TypeVar("U")
@@ -46,7 +47,9 @@ def dump_file(repository: Repository, node: Node) -> Iterator[bytes]:
             yield from _pieces(span, data)
 
 
-def dump_tar(repository: Repository, node: Node, path: bytes, out: BinaryIO, progress: Progress = SILENT) -> None:
+def dump_tar(
+    repository: Repository, node: Node, path: bytes, out: BinaryIO, progress: Progress = SILENT
+) -> None:
     """Write `node` (of any type but socket) and everything below it as a tar archive; names begin with `path`, less its slashes.
 
     Raises as dump_file; the archive is then cut off, without its end mark.
@@ -55,11 +58,10 @@ def dump_tar(repository: Repository, node: Node, path: bytes, out: BinaryIO, pro
         raise UsageError("a socket cannot be put into a tar archive")
     top = path.strip(b"/") or b"."
     with closing(FirstComers()) as links, ThreadPoolExecutor(_THREADS, thread_name_prefix="dump") as pool:
-
-        def load(walked: Walked) -> bytes | None:
-            return _small(repository, walked.node)
-
-        for (name, entry), content in _ahead(pool, load, _entries(repository, node, top), 16 * _AHEAD):
+        ahead = Ahead(repository, pool)
+        for name, entry in chain([(top, node)], _below(repository, node, b"" if top == b"." else top, ahead)):
+            if progress.interrupted:
+                raise KeyboardInterrupt
             if entry.type == NodeType.SOCKET:
                 progress.notice(f"{name.decode('utf-8', 'backslashreplace')}: a socket, left out: tar has none")
                 continue
@@ -68,7 +70,7 @@ def dump_tar(repository: Repository, node: Node, path: bytes, out: BinaryIO, pro
                 first = links.first(b"%d %d" % entry.link, name)
             out.write(tar.header(entry, name, repository.contents.xattrs(entry), first))
             if entry.is_file and first is None:
-                for piece in (content,) if content is not None else dump_file(repository, entry):
+                for piece in _content(repository, entry, ahead):
                     out.write(piece)
                     progress.advance(bytes=len(piece))
                 out.write(tar.padding(entry.size or 0))
@@ -76,19 +78,20 @@ def dump_tar(repository: Repository, node: Node, path: bytes, out: BinaryIO, pro
     out.write(tar.END)
 
 
-def _entries(repository: Repository, node: Node, top: bytes) -> Iterator[Walked]:
-    yield Walked(top, node)
-    if node.is_dir:
-        below = b"" if top == b"." else top
-        for path, entry in repository.trees.walk(node, below):
-            yield Walked(path.lstrip(b"/"), entry)
+def _below(repository: Repository, node: Node, top: bytes, ahead: Ahead) -> Iterator[tuple[bytes, Node]]:
+    """(name in the archive, node) of everything below a directory; the content of small files is asked for ahead."""
+    if not node.is_dir:
+        return
+    entries = repository.trees.walk(node, top)
+    steps = (Step(Do.ENTRY, path[: -len(entry.name)], entry, 0) for path, entry in entries)
+    for step in ahead.steps(steps):
+        yield step.folder.lstrip(b"/") + step.node.name, step.node
 
 
-def _small(repository: Repository, node: Node) -> bytes | None:
-    """The content of a small file; None for any other node."""
-    if not node.is_file or node.size is None or node.size > _SMALL:
-        return None
-    return repository.contents.read(node, 0, node.size)
+def _content(repository: Repository, node: Node, ahead: Ahead) -> Iterator[bytes]:
+    if node.blobs is not None and len(node.blobs) == 1 and (blob := node.blobs[0][0]) is not None:
+        return iter((ahead.content(blob, node.blobs[0][1]),))
+    return dump_file(repository, node)
 
 
 def _pieces(span: Span, data: bytes | None) -> Iterator[bytes]:
@@ -101,7 +104,9 @@ def _pieces(span: Span, data: bytes | None) -> Iterator[bytes]:
         yield data if span.size == span.length else data[span.skip : span.skip + span.size]
 
 
-def _ahead(pool: ThreadPoolExecutor, load: Callable[[T], U], items: Iterable[T], window: int) -> Iterator[tuple[T, U]]:
+def _ahead(
+    pool: ThreadPoolExecutor, load: Callable[[T], U], items: Iterable[T], window: int
+) -> Iterator[tuple[T, U]]:
     """Each item with what `load` makes of it, in order; up to `window` are being loaded ahead."""
     running: deque[tuple[T, Future[U]]] = deque()
     try:

@@ -8,7 +8,6 @@ not UTF-8 are raw, said by hdrcharset=BINARY.  Standard: POSIX.1-2001 pax; attri
 from __future__ import annotations
 
 import struct
-import tarfile
 from collections.abc import Iterable
 
 from snapfs.repo.model import Node, NodeType
@@ -16,60 +15,56 @@ from snapfs.repo.model import Node, NodeType
 BLOCK = 512
 END = bytes(2 * BLOCK)
 
+_USTAR = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s167x")
 _TYPES = {
-    NodeType.FILE: tarfile.REGTYPE,
-    NodeType.DIRECTORY: tarfile.DIRTYPE,
-    NodeType.SYMLINK: tarfile.SYMTYPE,
-    NodeType.CHARACTER: tarfile.CHRTYPE,
-    NodeType.BLOCK: tarfile.BLKTYPE,
-    NodeType.FIFO: tarfile.FIFOTYPE,
+    NodeType.FILE: b"0",
+    NodeType.SYMLINK: b"2",
+    NodeType.CHARACTER: b"3",
+    NodeType.BLOCK: b"4",
+    NodeType.DIRECTORY: b"5",
+    NodeType.FIFO: b"6",
 }
 _ACLS = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
 _ACL_TAGS = {0x01: "user:", 0x02: "user:{}", 0x04: "group:", 0x08: "group:{}", 0x10: "mask:", 0x20: "other:"}
-_SMALL = 8**7 - 1
-_LARGEST_SIZE = 8**11 - 1
 
 
-def header(node: Node, name: bytes, xattrs: Iterable[tuple[bytes, bytes]], link_to: bytes | None = None) -> bytes:
+def header(
+    node: Node, name: bytes, xattrs: Iterable[tuple[bytes, bytes]], link_to: bytes | None = None
+) -> bytes:
     """Everything that stands before the content.  `name`: in the archive; `link_to`: name of the entry this is a hard link of.
 
     A socket has no type in tar: do not ask for one.
     """
-    info = tarfile.TarInfo()
-    info.type = tarfile.LNKTYPE if link_to is not None else _TYPES[NodeType(node.type)]
-    info.mode = node.mode
+    kind = b"1" if link_to is not None else _TYPES[NodeType(node.type)]
     target = link_to if link_to is not None else node.data if node.type == NodeType.SYMLINK else None
     if node.is_dir:
         name += b"/"
     records: list[tuple[bytes, bytes]] = []
 
-    def text(keyword: bytes, value: bytes, limit: int) -> str:
-        if len(value) > limit or not value.isascii():
-            records.append((keyword, value))
-            return ""
-        return value.decode("ascii")
+    def text(keyword: bytes, value: bytes | None, limit: int) -> bytes:
+        if not value or (len(value) <= limit and value.isascii()):
+            return value or b""
+        records.append((keyword, value))
+        return b""
 
-    def number(keyword: bytes, value: int, largest: int) -> int:
-        if 0 <= value <= largest:
-            return value
+    def number(keyword: bytes, value: int, digits: int) -> bytes:
+        if 0 <= value < 8**digits:
+            return b"%0*o" % (digits, value)
         records.append((keyword, b"%d" % value))
-        return 0
+        return b"0" * digits
 
-    # A name that stands in a record still needs a stand-in, for programs that do not know records.
-    info.name = text(b"path", name, 100) or ("pax/" if node.is_dir else "pax")
-    info.linkname = text(b"linkpath", target or b"", 100)
-    info.uname = text(b"uname", node.user or b"", 31)
-    info.gname = text(b"gname", node.group or b"", 31)
-    info.uid = number(b"uid", node.uid, _SMALL)
-    info.gid = number(b"gid", node.gid, _SMALL)
-    info.size = number(b"size", node.size or 0, _LARGEST_SIZE) if node.is_file and link_to is None else 0
+    size = node.size or 0 if node.is_file and link_to is None else 0
+    major, minor = node.device or (0, 0)
     seconds, rest = divmod(node.mtime, 10**9)
-    info.mtime = seconds if 0 <= seconds <= _LARGEST_SIZE else 0
-    if rest or info.mtime != seconds:
+    fields = (
+        # A name that stands in a record needs a stand-in all the same, for programs that do not know records.
+        text(b"path", name, 100) or (b"pax/" if node.is_dir else b"pax"), b"%07o" % node.mode, number(b"uid", node.uid, 7),
+        number(b"gid", node.gid, 7), number(b"size", size, 11), b"%011o" % (seconds if 0 <= seconds < 8**11 else 0), kind,
+        text(b"linkpath", target, 100), text(b"uname", node.user, 31), text(b"gname", node.group, 31),
+        number(b"SCHILY.devmajor", major, 7), number(b"SCHILY.devminor", minor, 7),
+    )  # fmt: skip
+    if rest or not 0 <= seconds < 8**11:
         records.append((b"mtime", _decimal(node.mtime)))
-    if node.device is not None:
-        info.devmajor = number(b"SCHILY.devmajor", node.device[0], _SMALL)
-        info.devminor = number(b"SCHILY.devminor", node.device[1], _SMALL)
     if not all(_is_utf8(value) for _, value in records):
         records.insert(0, (b"hdrcharset", b"BINARY"))
     if link_to is None:
@@ -78,7 +73,7 @@ def header(node: Node, name: bytes, xattrs: Iterable[tuple[bytes, bytes]], link_
             acl = _acl_text(value) if key in _ACLS else None
             if acl is not None:
                 records.append((_ACLS[key], acl))
-    block = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    block = _block(*fields)
     return _extended(records) + block if records else block
 
 
@@ -87,12 +82,18 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
+def _block(name: bytes, mode: bytes, uid: bytes, gid: bytes, size: bytes, mtime: bytes, kind: bytes, target: bytes = b"",
+           user: bytes = b"", group: bytes = b"", major: bytes = b"", minor: bytes = b"") -> bytes:  # fmt: skip
+    """A ustar header; its checksum is the sum of its bytes, with spaces where the checksum stands."""
+    fields = (name, mode, uid, gid, size, mtime, b" " * 8, kind, target, b"ustar", b"00", user, group, major, minor)
+    block = _USTAR.pack(*fields)
+    return b"%s%06o\0 %s" % (block[:148], sum(block), block[156:])
+
+
 def _extended(records: Iterable[tuple[bytes, bytes]]) -> bytes:
     body = b"".join(_record(keyword, value) for keyword, value in records)
-    info = tarfile.TarInfo("././@PaxHeader")
-    info.type = tarfile.XHDTYPE
-    info.size = len(body)
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + body + padding(len(body))
+    zero = b"0000000"
+    return _block(b"././@PaxHeader", zero, zero, zero, b"%011o" % len(body), b"0" * 11, b"x") + body + padding(len(body))
 
 
 def _record(keyword: bytes, value: bytes) -> bytes:

@@ -61,7 +61,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         (["src/*.c"], {}, {b"src/main.c", b"src/late.c"}),
         (["docs/deep"], {}, {b"docs/deep", b"docs/deep/Readme.md", b"docs/deep/notes"}),
         (["deep"], {"newest": 25 * SECOND}, {b"docs/deep/Readme.md"}),
-        (["*"], {"oldest": 40 * SECOND, "newest": 50 * SECOND}, {b"src/main.c", b"src/!odd", b"src/deep/main.h"}),
+        (
+            ["*"],
+            {"oldest": 40 * SECOND, "newest": 50 * SECOND},
+            {b"src/main.c", b"src/!odd", b"src/deep/main.h"},
+        ),
         (["!odd"], {}, {b"src/!odd"}),
         (["/source"], {}, set()),
         (["TOP/src/*.c"], {}, {b"src/main.c", b"src/late.c"}),
@@ -69,7 +73,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         (["TOP/**/main.?"], {}, {b"src/main.c", b"src/deep/main.h"}),
     ],
 )
-def test_find(library: tuple[Path, bytes], patterns: list[str], options: dict[str, int], expected: set[bytes]) -> None:
+def test_find(
+    library: tuple[Path, bytes], patterns: list[str], options: dict[str, int], expected: set[bytes]
+) -> None:
     folder, top = library
     with repos.open_(folder) as repository:
         snapshots = repository.snapshots()
@@ -84,14 +90,18 @@ def test_find(library: tuple[Path, bytes], patterns: list[str], options: dict[st
     assert [m.path for m in found] == [m.path for s in snapshots for m in found if m.snapshot is s]
 
 
-def test_find_does_not_open_what_cannot_match(library: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_does_not_open_what_cannot_match(
+    library: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, top = library
 
     def opened(patterns: list[str], times: int) -> int:
         with repos.open_(folder) as repository:
             pages = set()
             get = repository.blobs.get
-            monkeypatch.setattr(repository.blobs, "get", lambda blob, kind: (pages.add(blob), get(blob, kind))[1])
+            monkeypatch.setattr(
+                repository.blobs, "get", lambda blob, kind: (pages.add(blob), get(blob, kind))[1]
+            )
             list(find(repository, repository.snapshots()[:1] * times, patterns))
             return len(pages)
 
@@ -102,13 +112,17 @@ def test_find_does_not_open_what_cannot_match(library: tuple[Path, bytes], monke
     assert opened([os.fsdecode(top) + "/docs/x"], 1) == depth + 1
 
 
-def test_find_passes_over_pages_it_knows(library: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_passes_over_pages_it_knows(
+    library: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = library
     with repos.open_(folder) as repository:
         first, second = repository.snapshots()
         asked: list[bytes] = []
         get = repository.trees._blobs.get
-        monkeypatch.setattr(repository.blobs, "get", lambda blob, kind: (asked.append(blob), get(blob, kind))[1])
+        monkeypatch.setattr(
+            repository.blobs, "get", lambda blob, kind: (asked.append(blob), get(blob, kind))[1]
+        )
         search = find(repository, [first, second, first], ["no such"])
         assert list(search) == []
     assert len(asked) == len(set(asked)), "no page twice"
@@ -151,7 +165,9 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     return folder, len(source.parts) - 1
 
 
-def count(folder: Path, mode: Mode, choose: Callable[[list[StoredSnapshot]], list[StoredSnapshot]] = lambda s: s) -> Stats:
+def count(
+    folder: Path, mode: Mode, choose: Callable[[list[StoredSnapshot]], list[StoredSnapshot]] = lambda s: s
+) -> Stats:
     with repos.open_(folder) as repository:
         return stats(repository, choose(repository.snapshots()), mode)
 
@@ -240,7 +256,10 @@ def test_dump_files(odd: tuple[Repository, Node, Path]) -> None:
     for path, node in repository.trees.walk(top):
         if node.is_file:
             seen += 1
-            assert b"".join(dump_file(repository, node)) == Path(os.fsdecode(os.fsencode(source) + path)).read_bytes(), path
+            assert (
+                b"".join(dump_file(repository, node))
+                == Path(os.fsdecode(os.fsencode(source) + path)).read_bytes()
+            ), path
         else:
             with pytest.raises(UsageError):
                 list(dump_file(repository, node))
@@ -264,7 +283,9 @@ def test_dump_a_damaged_file(tmp_path: Path) -> None:
     taken = repos.snapshot(tmp_path, source)
     with repos.open_(tmp_path) as repository:
         node = repository.trees.resolve(taken.record.root, os.fsencode(source / "f"))
-        at = repository.index.copies([b for k, b in repository.contents.blobs(node) if k is Kind.CONTENT][-1])[0]
+        at = repository.index.copies(
+            [b for k, b in repository.contents.blobs(node) if k is Kind.CONTENT][-1]
+        )[0]
         name = repository.index.volume(at.volume).name.hex()
         with open(tmp_path / "repository/data" / name[:2] / name, "r+b") as file:
             file.seek(at.frame_offset + 50)
@@ -296,9 +317,23 @@ def archive(odd: tuple[Repository, Node, Path], tmp_path_factory: pytest.TempPat
     return path
 
 
-def test_gnu_tar_extracts_everything(odd: tuple[Repository, Node, Path], archive: Path, tmp_path: Path) -> None:
-    command = ["tar", "-xpf", str(archive), "-C", str(tmp_path), "--xattrs-include=*", "--acls", "--numeric-owner"]
-    quiet = ["--warning=no-timestamp", "--warning=no-unknown-keyword"]  # before 1970; hdrcharset, which it obeys all the same
+def test_gnu_tar_extracts_everything(
+    odd: tuple[Repository, Node, Path], archive: Path, tmp_path: Path
+) -> None:
+    command = [
+        "tar",
+        "-xpf",
+        str(archive),
+        "-C",
+        str(tmp_path),
+        "--xattrs-include=*",
+        "--acls",
+        "--numeric-owner",
+    ]
+    quiet = [
+        "--warning=no-timestamp",
+        "--warning=no-unknown-keyword",
+    ]  # before 1970; hdrcharset, which it obeys all the same
     done = subprocess.run(command + quiet, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     want = on_disk(odd[2])
@@ -308,7 +343,9 @@ def test_gnu_tar_extracts_everything(odd: tuple[Repository, Node, Path], archive
 
 def test_the_standard_library_reads_it(odd: tuple[Repository, Node, Path], archive: Path) -> None:
     repository, top, _ = odd
-    expected = {b"top"} | {b"top" + path for path, node in repository.trees.walk(top) if node.type != NodeType.SOCKET}
+    expected = {b"top"} | {
+        b"top" + path for path, node in repository.trees.walk(top) if node.type != NodeType.SOCKET
+    }
     with tarfile.open(archive, errors="surrogateescape") as opened:
         members = {member.name.encode("utf-8", "surrogateescape"): member for member in opened}
         assert set(members) == expected
@@ -327,7 +364,10 @@ def test_the_root_of_a_snapshot_and_a_single_file(odd: tuple[Repository, Node, P
     for path, names in ((b"/", "./"), (b"", "./"), (b"/a/b/", "a/b/")):
         out = io.BytesIO()
         dump_tar(repository, top, path, out)
-        assert out.getvalue()[:100].rstrip(b"\0").decode() == names or "@PaxHeader" in out.getvalue()[:100].decode()
+        assert (
+            out.getvalue()[:100].rstrip(b"\0").decode() == names
+            or "@PaxHeader" in out.getvalue()[:100].decode()
+        )
         with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as opened:
             first = opened.next()
             assert first is not None
@@ -346,7 +386,9 @@ def test_the_root_of_a_snapshot_and_a_single_file(odd: tuple[Repository, Node, P
     st.binary(max_size=200), st.binary(max_size=200), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**32 - 1),
     st.integers(0, 2**63 - 1), st.dictionaries(st.sampled_from([b"user.a", b"user.b"]), st.binary(max_size=300)),
 )  # fmt: skip
-def test_headers(name: bytes, user: bytes, mtime: int, uid: int, size: int, xattrs: dict[bytes, bytes]) -> None:
+def test_headers(
+    name: bytes, user: bytes, mtime: int, uid: int, size: int, xattrs: dict[bytes, bytes]
+) -> None:
     """What the standard library reads is what was said, to the byte."""
     name = name.replace(b"\0", b"").strip(b"/") or b"n"
     user = user.replace(b"\0", b"")
@@ -372,5 +414,3 @@ def test_sizes_over_8_gib_and_times_before_1970() -> None:
     data = tar.header(node, b"big", ())
     assert b" size=9663676416\n" in data
     assert b" mtime=-1.500000000\n" in data
-
-
