@@ -101,7 +101,7 @@ def _print_json(matches: Iterable[Match]) -> None:
     """restic's array, written as it is found."""
 
     def dumped(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(value, separators=(",", ":"))
 
     write = sys.stdout.write
     write("[")

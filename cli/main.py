@@ -23,7 +23,7 @@ import click
 
 import snapfs
 from snapfs.cli.options import settings_options
-from snapfs.cli.render import complain, line
+from snapfs.cli.render import complain, flush, line
 from snapfs.repo.errors import SnapfsError
 
 VERBS = {
@@ -151,7 +151,7 @@ def run(args: Sequence[str]) -> int:
     try:
         with group.make_context("snapfs", list(args)) as context:
             code = group.invoke(context)
-        _flush()
+        flush()
         return int(code or 0)
     except click.exceptions.Exit as done:
         return done.exit_code if _flushed() else 1
@@ -201,14 +201,9 @@ def _fail(message: str, code: int, as_json: bool) -> int:
     return code
 
 
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
 def _flushed() -> bool:
     try:
-        _flush()
+        flush()
     except OSError:
         _drop_stdout()
         return False
@@ -230,6 +225,7 @@ def _signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks for progress: too early must not mean death
     old: dict[int, Any] = {}
     for number in (int(signal.SIGTERM), int(signal.SIGHUP)):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice stays

@@ -84,6 +84,8 @@ MIB = size_in(1024 * 1024)
 def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     settings = ctx.ensure_object(Settings)
     name = param.name or ""
+    if value == "":
+        raise click.BadParameter(f"{_flag(name)} is empty")
     if not value:
         return
     if name == "verbose":

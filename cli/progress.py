@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -60,6 +60,9 @@ def ending_gently(progress: Reporter) -> Iterator[None]:
         if progress.interrupted:
             raise KeyboardInterrupt
         progress.interrupted = True
+        if isinstance(progress, (Bar, Lines)):
+            with contextlib.suppress(OSError):  # not print(): a handler may run in the middle of one
+                os.write(2, b"\ninterrupted: keeping what is done so far; once more stops at once\n")
 
     old = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -81,7 +84,7 @@ class Reporter(Progress):
         self._interval = interval
         self._begun = time.monotonic()
         self._name = ""
-        self._told = False
+        self._deaf = False
         self.phase("")
         signal.signal(signal.SIGUSR1, self._hurry)
 
@@ -123,9 +126,6 @@ class Reporter(Progress):
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self.interrupted and not self._told:
-            self._told = True
-            self.notice("interrupted: keeping what is done so far (Ctrl-C once more stops at once)")
         if now >= self._due:
             self._due = now + self._interval
             self._show()
@@ -143,7 +143,16 @@ class Reporter(Progress):
         self._print(f"{action:<10} {render.text(path)}" + (f", {render.size(size)}" if size else ""))
 
     def _print(self, line: str) -> None:
-        render.out(line)
+        self._write(lambda: render.out(line))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Stdout that cannot be written is no reason to break off, and must not look like a file that cannot be read; what is
+        printed at the end fails again, and is said."""
+        if not self._deaf:
+            try:
+                write()
+            except OSError:
+                self._deaf = True
 
     def _hurry(self, *_: object) -> None:
         self._due = 0.0
@@ -161,7 +170,7 @@ class Reporter(Progress):
     def _status(self) -> str:
         spent = max(time.monotonic() - self._start, 0.001)
         parts = []
-        if self._files or self._of_files:
+        if self._files:
             of = f" of {self._of_files:,}" if self._of_files is not None else ""
             parts.append(f"{self._files:,}{of}")
         if self._bytes or self._of_bytes:
@@ -239,7 +248,7 @@ class Bar(Reporter):
         if self._bar is not None and sys.stdout.isatty():
             self._bar.console.print(line, soft_wrap=True)
         else:
-            render.out(line)
+            super()._print(line)
 
 
 class JsonLines(Reporter):
@@ -249,7 +258,7 @@ class JsonLines(Reporter):
 
     def _show(self) -> None:
         remaining = self._remaining()
-        render.document(
+        self._document(
             {
                 "message_type": "status",
                 "phase": self._name,
@@ -263,7 +272,6 @@ class JsonLines(Reporter):
                 "error_count": self.errors,
             }
         )
-        sys.stdout.flush()
 
     def error(self, error: SnapfsError) -> None:
         self.errors += 1
@@ -277,7 +285,7 @@ class JsonLines(Reporter):
             render.complain(json.dumps({"message_type": "notice", "message": text}))
 
     def _item(self, path: bytes, action: str, size: int) -> None:
-        render.document(
+        self._document(
             {
                 "message_type": "verbose_status",
                 "action": action,
@@ -285,3 +293,10 @@ class JsonLines(Reporter):
                 "data_size": size,
             }
         )
+
+    def _document(self, value: dict[str, Any]) -> None:
+        def write() -> None:
+            render.document(value)
+            render.flush()
+
+        self._write(write)

@@ -115,17 +115,33 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 
 
 def out(line: str = "") -> None:
-    print(line)
+    """One line on stdout."""
+    try:
+        print(line)
+    except OSError as error:
+        raise named_stdout(error) from error
+
+
+def flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise named_stdout(error) from error
+
+
+def named_stdout(error: OSError) -> OSError:
+    """The same with a name, for the message; a closed pipe stays a BrokenPipeError."""
+    return OSError(error.errno, error.strerror, "standard output")
 
 
 def document(value: Any) -> None:
-    """One line of JSON on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
+    """One line of JSON on stdout; ASCII, so that no locale can spoil it."""
+    out(json.dumps(value, separators=(",", ":")))
 
 
 def raw(*parts: bytes) -> None:
     """Exact bytes on stdout, behind whatever was printed before."""
-    sys.stdout.flush()
+    flush()
     sys.stdout.buffer.writelines(parts)
 
 

@@ -68,11 +68,34 @@ def test_a_closed_pipe_is_no_error(cli: Cli) -> None:
 
 
 def test_a_full_stdout_is_said(cli: Cli) -> None:
+    cli.create()
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command(["--help"]), stdout=full, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count(b"\n") <= 1
-    assert b"Traceback" not in done.stderr
+        for args in (
+            ["snapshots"],
+            ["snapshots", "--json"],
+            ["key", "list"],
+            ["backup", "--json", "-v", cli.source],
+        ):
+            done = subprocess.run(command(args), stdout=full, stderr=subprocess.PIPE, check=False)
+            assert done.returncode == 1
+            assert b"standard output: No space left on device" in done.stderr
+            assert done.stderr.count(b"\n") == 1
+
+
+def test_a_reader_that_goes_away_spoils_no_backup(cli: Cli) -> None:
+    cli.create()
+    for number in range(200):
+        (cli.source / str(number)).write_text(str(number))
+    with subprocess.Popen(
+        command(["backup", "--json", "-v", cli.source]), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+    assert cli("ls", f"latest:{cli.source}").ok().out.count("\n") == 200
+    assert cli("snapshots", "--json").json[0]["summary"]["error_count"] == 0
 
 
 def test_ctrl_c_ends_with_130(cli: Cli) -> None:

@@ -64,6 +64,7 @@ def test_words_of_other_tools() -> None:
         ["backup", "--exclude-larger-than", "-1", "x"],
         ["backup", "no-such-path"],
         ["-q", "-v", "snapshots"],
+        ["-r", "", "snapshots"],
         ["-r", "x", "--repository-file", "y", "snapshots"],
         ["-p", "x", "--password-command", "y", "snapshots"],
         ["ls"],
