@@ -95,7 +95,9 @@ def test_layout_is_that_of_restic(monkeypatch: pytest.MonkeyPatch) -> None:
     __import__("time").tzset()
     try:
         times = [1431113910 * 10**9, 1431113910 * 10**9 + 5, 1447000000 * 10**9]
-        top = arrange([fake(1, times[0]), fake(2, times[1], b"o/t", (b"x/y", b"x_y")), fake(3, times[2], tags=(b"..",))])
+        top = arrange(
+            [fake(1, times[0]), fake(2, times[1], b"o/t", (b"x/y", b"x_y")), fake(3, times[2], tags=(b"..",))]
+        )
         names = {name: folder for name, folder in top.entries.items() if isinstance(folder, Folder)}
         assert list(names) == [b"ids", b"snapshots", b"hosts", b"tags"]
         assert list(names[b"ids"].entries) == [b"01" * 4, b"02" * 4, b"03" * 4]
@@ -179,7 +181,9 @@ def test_a_directory_can_be_the_root_of_the_mount(repository: Repository, home: 
     view = View(repository, source_of(repository, home))
     assert view.entry(ROOT).node.is_dir
     entries = list(walk(view, ROOT))
-    assert {os.fsencode(path.name) for path in (home / "source").rglob("*")} == {entry.node.name for entry in entries}
+    assert {os.fsencode(path.name) for path in (home / "source").rglob("*")} == {
+        entry.node.name for entry in entries
+    }
     assert ROOT not in {entry.inode for entry in entries}
     view._nodes.clear()
     assert all(view.entry(entry.inode) == entry for entry in entries)
@@ -277,9 +281,15 @@ def test_a_file_shorter_than_it_says_is_damage(repository: Repository, home: Pat
 # ---- files with several names ----------------------------------------------------------------------------------------
 
 
-def test_names_of_one_file_are_one_inode_while_the_kernel_holds_it(repository: Repository, home: Path) -> None:
+def test_names_of_one_file_are_one_inode_while_the_kernel_holds_it(
+    repository: Repository, home: Path
+) -> None:
     view, links = View(repository, source_of(repository, home)), HeldLinks()
-    names = [at(view, b"docs", b"readme"), at(view, b"third name"), at(view, b"docs", b"deep", b"same as readme")]
+    names = [
+        at(view, b"docs", b"readme"),
+        at(view, b"third name"),
+        at(view, b"docs", b"deep", b"same as readme"),
+    ]
     assert {entry.node.links for entry in names} == {3}
     (shown,) = {links.shown(entry) for entry in names}
     for entry in names:

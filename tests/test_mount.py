@@ -105,7 +105,11 @@ def test_reading_at_any_place(odd_top: Path) -> None:
 
 
 def test_many_readers_at_once(odd: Path, odd_top: Path) -> None:
-    names = [path.relative_to(odd / "source") for path in (odd / "source").rglob("*") if not path.is_symlink() and path.is_file()]
+    names = [
+        path.relative_to(odd / "source")
+        for path in (odd / "source").rglob("*")
+        if not path.is_symlink() and path.is_file()
+    ]
 
     def same(seed: int) -> bool:
         mine = random.Random(seed).sample(names, len(names))
@@ -188,7 +192,11 @@ def test_owner_root(odd: Path) -> None:
 
 def test_damage_is_an_error_for_its_range_only(tmp_path: Path) -> None:
     make_home(tmp_path, {b"large": File(LARGE), b"small": File(trees.noise(30_000, 9))})
-    (volume,) = (path for path in (tmp_path / "repository/data").rglob("*") if path.is_file() and path.stat().st_size > 7_000_000)
+    (volume,) = (
+        path
+        for path in (tmp_path / "repository/data").rglob("*")
+        if path.is_file() and path.stat().st_size > 7_000_000
+    )
     with open(volume, "r+b") as f:
         f.seek(2_000_000)
         byte = f.read(1)
@@ -238,13 +246,23 @@ def test_an_ordinary_user_mounts_through_fusermount() -> None:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapfs-test-", dir="/var/tmp")))
         stack.enter_context(device_for_everyone())
         os.chmod(home, 0o755)
-        make_home(home, {b"a/file": File(b"mine"), b"secret": File(b"s", mode=0o000), b"dir": Dir(), b"b": Name(of=b"a/file")})
+        make_home(
+            home,
+            {
+                b"a/file": File(b"mine"),
+                b"secret": File(b"s", mode=0o000),
+                b"dir": Dir(),
+                b"b": Name(of=b"a/file"),
+            },
+        )
         for path in (home, *home.rglob("*")):
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
         with mounted(home, user=NOBODY) as top:
             source = Path(f"{top}/snapshots/latest{home}/source")
             assert run_as(NOBODY, "diff", "-r", "-x", "secret", source, home / "source").returncode == 0
-            assert run_as(NOBODY, "cat", source / "secret").stdout == b"s"  # whoever has the password may read everything
+            assert (
+                run_as(NOBODY, "cat", source / "secret").stdout == b"s"
+            )  # whoever has the password may read everything
             assert run_as(NOBODY, "find", top, "-ls").returncode == 0
             with pytest.raises(PermissionError):
                 os.listdir(top)  # root is another user to it
@@ -264,7 +282,10 @@ def test_signals_unmount(odd: Path, number: signal.Signals) -> None:
 def test_umount_names_those_who_keep_it_busy(odd: Path) -> None:
     top = odd / "busy"
     server = start(odd, top)
-    with open(next((top / "ids").iterdir()) / str(odd / "source/large")[1:], "rb"), pytest.raises(MountError) as caught:
+    with (
+        open(next((top / "ids").iterdir()) / str(odd / "source/large")[1:], "rb"),
+        pytest.raises(MountError) as caught,
+    ):
         points.unmount(str(top))
     assert f"({os.getpid()})" in str(caught.value)
     points.unmount(str(top))
@@ -298,7 +319,9 @@ def test_places_that_cannot_be_mounted_on(odd: Path, odd_top: Path) -> None:
         ):  # fmt: skip
             with pytest.raises(MountError, match=reason):
                 mount(repository, str(place))
-        file = repository.trees.resolve(repository.snapshots()[0].record.root, os.fsencode(odd / "source/large"))
+        file = repository.trees.resolve(
+            repository.snapshots()[0].record.root, os.fsencode(odd / "source/large")
+        )
         (odd / "unused").mkdir(exist_ok=True)
         with pytest.raises(MountError, match="only a folder"):
             mount(repository, str(odd / "unused"), MountOptions(root=file))

@@ -24,7 +24,9 @@ _DEVICE = "/dev/fuse"
 
 
 @contextlib.contextmanager
-def mounted(home: Path, *, part: bytes | None = None, user: int | None = None, **options: Any) -> Iterator[Path]:
+def mounted(
+    home: Path, *, part: bytes | None = None, user: int | None = None, **options: Any
+) -> Iterator[Path]:
     """Serve in a new folder below home until the end of the block; `options` as in MountOptions.  It has to end cleanly."""
     top = Path(tempfile.mkdtemp(prefix="mnt-", dir=home))
     server = start(home, top, part=part, user=user, **options)
@@ -83,7 +85,9 @@ def serve() -> None:
 
 
 def run_as(user: int, *command: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, user=user, group=user, extra_groups=[], capture_output=True, check=False, cwd="/")
+    return subprocess.run(
+        command, user=user, group=user, extra_groups=[], capture_output=True, check=False, cwd="/"
+    )
 
 
 @contextlib.contextmanager

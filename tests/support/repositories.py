@@ -17,15 +17,23 @@ PASSWORD = b"correct horse"
 CHEAP = Cost(64, 1, 1)
 
 
-def create(folder: Path, *, volume_size: int = 8 * MiB, chunks: tuple[int, int, int] = (64 * KiB, 256 * KiB, MiB)) -> None:
+def create(
+    folder: Path, *, volume_size: int = 8 * MiB, chunks: tuple[int, int, int] = (64 * KiB, 256 * KiB, MiB)
+) -> None:
     """An empty repository in folder/repository."""
-    Repository.create(str(folder / "repository"), PASSWORD, cost=CHEAP, volume_size=volume_size, chunks=chunks)
+    Repository.create(
+        str(folder / "repository"), PASSWORD, cost=CHEAP, volume_size=volume_size, chunks=chunks
+    )
 
 
 def open_(folder: Path, **options: Any) -> Repository:
     """The repository in folder/repository, its index in folder/cache."""
     return Repository.open(
-        str(folder / "repository"), PASSWORD, cache_dir=str(folder / "cache"), state_dir=str(folder / "state"), **options
+        str(folder / "repository"),
+        PASSWORD,
+        cache_dir=str(folder / "cache"),
+        state_dir=str(folder / "state"),
+        **options,
     )
 
 
