@@ -69,7 +69,9 @@ class DiffStats:
             self.changed_files += 1
 
 
-def diff(repository: Repository, a: Node, b: Node, *, metadata: bool = False, stats: DiffStats | None = None) -> Iterator[Change]:
+def diff(
+    repository: Repository, a: Node, b: Node, *, metadata: bool = False, stats: DiffStats | None = None
+) -> Iterator[Change]:
     """Every difference from `a` to `b` (two directories), in the order of paths.  Raises Damaged where a page cannot be read.
 
     `metadata`: also entries of which only owner, mode, times or attributes differ.

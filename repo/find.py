@@ -77,7 +77,9 @@ def _start(rule: Rule) -> list[re.Pattern[str]]:
 
 
 class _Search(PageWalk):
-    def __init__(self, blobs: BlobReader, patterns: _Patterns, oldest: int | None, newest: int | None) -> None:
+    def __init__(
+        self, blobs: BlobReader, patterns: _Patterns, oldest: int | None, newest: int | None
+    ) -> None:
         super().__init__(blobs)
         self._patterns = patterns
         self._oldest = oldest
@@ -100,7 +102,9 @@ class _Search(PageWalk):
                 self.pass_over()
 
     def _in_time(self, node: Node) -> bool:
-        return (self._oldest is None or node.mtime >= self._oldest) and (self._newest is None or node.mtime <= self._newest)
+        return (self._oldest is None or node.mtime >= self._oldest) and (
+            self._newest is None or node.mtime <= self._newest
+        )
 
     def enter(self, page: bytes, path: bytes, below: Below) -> bool:
         key = page, hash(path)

@@ -27,7 +27,9 @@ class Live:
         except OSError as error:
             raise SourceError(self._path, reason(error)) from error
         if not stat.S_ISDIR(found.st_mode):
-            raise SourceError(self._path, "not a directory: a snapshot's directory is compared with another directory")
+            raise SourceError(
+                self._path, "not a directory: a snapshot's directory is compared with another directory"
+            )
         return make_node(b"", found)
 
     def children(self, path: bytes) -> Iterator[Node]:
@@ -47,7 +49,9 @@ class Live:
         """Whether a live regular file holds what `node` does; False, and reported, where it cannot be read."""
         full = self._path + path
         try:
-            with open(os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+            with open(
+                os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0
+            ) as file:
                 if node.blobs is None and node.root is None:
                     return file.read(len(node.data or b"") + 1) == (node.data or b"")
                 for span in contents.spans(node):
