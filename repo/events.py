@@ -21,7 +21,7 @@ from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import open_record, seal_record
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import Snapshot
-from snapfs.repo.storage.base import Storage
+from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
 _LARGEST_EVENT = 4 * 1024 * 1024
@@ -87,9 +87,9 @@ class Events:
         stamp = self._storage.stamp("events")
         names = {}
         for path, size in self._storage.list("events"):
-            text = path.rsplit("/", 1)[1]
-            if len(text) == 64:
-                names[bytes.fromhex(text)] = size
+            name = hash_in(path)
+            if name is not None:
+                names[name] = size
         self._stamp = stamp
         if self._state is not None and names.keys() == self._opened.keys():
             return self._state

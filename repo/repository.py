@@ -36,6 +36,7 @@ from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, KiB, Location, MiB, VolumeKind
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.storage.base import hash_in
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
 from snapfs.repo.system import System
 from snapfs.repo.trees import Trees
@@ -242,8 +243,8 @@ class Repository:
     def key_slots(self) -> list[tuple[str, KeyNote | None]]:
         """(name, who added it) of every slot there is."""
         notes = self.events.load().key_notes
-        names = sorted(path.rsplit("/", 1)[1] for path, _ in self.storage.list("keys"))
-        return [(name, notes.get(bytes.fromhex(name))) for name in names if len(name) == 64]
+        names = sorted(name for path, _ in self.storage.list("keys") if (name := hash_in(path)))
+        return [(name.hex(), notes.get(name)) for name in names]
 
     def add_key(
         self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""

@@ -14,7 +14,7 @@ from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import FrameHeader, Opener
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
-from snapfs.repo.storage.base import Storage
+from snapfs.repo.storage.base import Storage, hash_in
 
 FOLDERS = {VolumeKind.DATA: "data", VolumeKind.TREE: "trees"}
 OBJECTS = {VolumeKind.DATA: L.DATA_VOLUME, VolumeKind.TREE: L.TREE_VOLUME}
@@ -43,12 +43,9 @@ class Volumes:
         found = {}
         for kind, folder in FOLDERS.items():
             for path, size in self.storage.list(folder):
-                text = path.rsplit("/", 1)[1]
-                if len(text) == 64 and path == f"{folder}/{text[:2]}/{text}":
-                    try:
-                        found[bytes.fromhex(text)] = (kind, size)
-                    except ValueError:
-                        continue
+                name = hash_in(path)
+                if name is not None and path == object_name(kind, name):
+                    found[name] = (kind, size)
         return found
 
     def opener(self, kind: VolumeKind, name: bytes) -> Opener:

@@ -6,8 +6,17 @@ RepositoryNotFound from `open`), never an empty answer: a list that could not be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Protocol
+
+_HASH = re.compile("[0-9a-f]{64}")
+
+
+def hash_in(name: str) -> bytes | None:
+    """The 32 bytes in the last part of an object's name; None if it is none of ours: other programs leave files about."""
+    text = name.rpartition("/")[2]
+    return bytes.fromhex(text) if _HASH.fullmatch(text) else None
 
 
 class NewObject(Protocol):

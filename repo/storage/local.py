@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ from snapfs.repo.errors import RepositoryNotFound, StorageError
 
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
 _OPEN_FILES = 64
+_TICK = 2_100_000_000
 Notice = Callable[[str], None]
 
 
@@ -168,7 +170,9 @@ class LocalStorage:
             info = os.stat(self.path(folder))
         except OSError:
             return None
-        return info.st_ino, info.st_mtime_ns
+        # The clock of a file system ticks in milliseconds, that of vfat in two seconds: a folder that changed just now may
+        # change again without showing it.
+        return (info.st_ino, info.st_mtime_ns) if time.time_ns() - info.st_mtime_ns > _TICK else None
 
     def size(self, name: str) -> int | None:
         try:
