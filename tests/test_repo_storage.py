@@ -141,6 +141,17 @@ def test_a_copy_is_another_place(tmp_path: Path) -> None:
     assert one != two
 
 
+def test_the_stamp_of_a_folder_changes_with_its_names(storage: LocalStorage) -> None:
+    assert storage.stamp("absent") is None
+    assert storage.stamp("data") is None, "changed too short a time ago"
+    os.utime(storage.path("data"), ns=(0, 0))
+    stamp = storage.stamp("data")
+    assert stamp is not None
+    assert stamp == storage.stamp("data")
+    storage.put(NAME, b"x")
+    assert storage.stamp("data") != stamp
+
+
 # ---- failures ----------------------------------------------------------------------------------------------------------
 
 
