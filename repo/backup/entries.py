@@ -115,10 +115,7 @@ class EntryReader:
             return False
         known = self._writer.known
         if earlier.root is None and earlier.xattrs is None and earlier.holes is None:
-            for blob, _ in earlier.blobs or ():
-                if blob is not None and not known(BlobId(blob)):
-                    return False
-            return True
+            return all(blob is None or known(BlobId(blob)) for blob, _ in earlier.blobs or ())
         return all(known(BlobId(blob)) for _, blob in self._contents.blobs(earlier))
 
     def _reuse(self, path: bytes, st: os.stat_result, earlier: Earlier) -> Taken:

@@ -7,12 +7,12 @@ without a blob.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from snapfs.repo.backup.chunker import Chunker
+from snapfs.repo.backup.holes import readable_as_zeros, unallocated
 from snapfs.repo.content import ContentWriter, write_holes
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import BlobId, Extent, Holes, Kind, MiB
@@ -52,15 +52,12 @@ class FileReader:
             data = _read_all(fd, size)
             self._advance(len(data))
             return self._whole(data, st.st_uid)
-        holes = list(_holes(fd, size)) if sparse and size < 64 * self._chunker.maximum else None
-        hole_iterator = iter(holes) if holes is not None else (_holes(fd, size) if sparse else iter(()))
         content = ContentWriter(self._put_page, self._page_key)
-        end = self._segments(fd, size, hole_iterator, content, st.st_uid)
+        end = self._segments(
+            fd, size, readable_as_zeros(fd, size) if sparse else iter(()), content, st.st_uid
+        )
         extents, root = content.finish()
-        kept = None
-        if sparse:
-            found = _holes(fd, end) if holes is None else _before(end, holes)
-            kept = write_holes(self._put_page, self._page_key, found)
+        kept = write_holes(self._put_page, self._page_key, unallocated(fd, end)) if sparse else None
         return Content(content.size, None, extents, root, kept)
 
     def stream(self, stream: BinaryIO, owner: int) -> Content:
@@ -157,28 +154,3 @@ def _read_all(fd: int, size: int) -> bytes:
     while more := os.read(fd, _READ):
         parts.append(more)
     return b"".join(parts)
-
-
-def _before(end: int, holes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The holes of a file that has become shorter since they were found."""
-    return ((offset, min(length, end - offset)) for offset, length in holes if offset < end)
-
-
-def _holes(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each hole, ascending; none where the file system cannot tell."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_HOLE)
-            if start >= size:
-                return
-            try:
-                at = min(os.lseek(fd, start, os.SEEK_DATA), size)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                at = size
-        except OSError:
-            return
-        if at > start:  # else it was written to between the two calls
-            yield start, at - start

@@ -55,6 +55,8 @@ class Filling:
         try:
             for span, holes in spans_with_holes(self._contents.spans(node), self._contents.holes(node)):
                 if span.id is None:
+                    for start, end in between(span.offset, span.offset + span.size, holes):
+                        os.posix_fallocate(fd, start, end - start)  # zeros that had their place on the disk
                     self._progress.advance(bytes=span.size)
                     continue
                 if len(running) == _IN_FLIGHT:
@@ -102,6 +104,16 @@ def spans_with_holes(spans: Iterator[Span], holes: Iterator[tuple[int, int]]) ->
                 break
             coming = next(holes, None)
         yield span, found
+
+
+def between(start: int, end: int, holes: Holes) -> Iterator[tuple[int, int]]:
+    """The parts of a range of the file that are in none of the holes."""
+    for first, after in holes:
+        if first > start:
+            yield start, min(first, end)
+        start = max(start, after)
+    if start < end:
+        yield start, end
 
 
 def data_between(data: bytes, offset: int, holes: Holes) -> Iterator[tuple[int, int]]:
