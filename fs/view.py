@@ -31,7 +31,6 @@ RANK_BITS = 40
 TREE_LIMIT = 1 << 21
 """Snapshots entered by one mount, at most: inode numbers stay below 2**61."""
 _NODES = 16384
-_RELOAD_SHARE = 4
 _RELOAD_SECONDS = 1.0
 _STEPS = (4, 8, 16, 32, 64)
 Path = tuple[bytes, ...]
@@ -212,23 +211,19 @@ class View:
         return number
 
     def _reload(self) -> None:
-        """See which snapshots there are now: again after four times as long as it took, so that cheap is at once."""
-        if self._single or time.monotonic() < self._reload_after:
+        """See which snapshots there are now, if the folder of events looks different, and once a second in any case."""
+        events = self._repository.events
+        if self._single or (time.monotonic() < self._reload_after and not events.may_have_changed()):
             return
         self.blobs.must_not_wait()
         with self._reloading:
-            began = time.monotonic()
-            if began < self._reload_after:
+            if time.monotonic() < self._reload_after and not events.may_have_changed():
                 return
             shown = self._repository.snapshots()
-            if (
-                shown is not self._shown
-            ):  # opening new events took its time, but they are kept: no reason to wait
+            if shown is not self._shown:
                 self._top = arrange([s for s in shown if self._select is None or self._select(s)])
                 self._shown = shown
-                return
-            ended = time.monotonic()
-            self._reload_after = ended + min((ended - began) * _RELOAD_SHARE, _RELOAD_SECONDS)
+            self._reload_after = time.monotonic() + _RELOAD_SECONDS
 
     # ---- contents ------------------------------------------------------------------------------------------------
 
