@@ -253,8 +253,6 @@ class Walker:
             if stat.S_ISREG(st.st_mode):
                 node, raw, action = self.entries.file(level.fd, name, path, st, was)
                 self.counts.files[action] += 1
-                if action == "unchanged":
-                    self._progress.advance(0, st.st_size)
             else:
                 node, raw, action = self.entries.other(level.fd, name, path, st, was)
         except OSError as error:
@@ -262,6 +260,8 @@ class Walker:
             return
         self.reached = True
         level.writer.add(node, raw)
+        if node.is_file:
+            self._progress.advance(1, st.st_size if action == "unchanged" else 0)  # what was read has been told
         self._progress.item(path, action, node.size or 0)
 
     def _left_out(self, level: _Level, name: bytes, path: bytes, st: os.stat_result, is_dir: bool) -> bool:
