@@ -189,6 +189,8 @@ class Index:
         self._retired.clear()
         if self._marker >= 0:
             with contextlib.suppress(OSError):
+                with open(self._stamp_path, "w") as f:
+                    f.write(self._stamp())
                 os.unlink(self._marker_path)
             os.close(self._marker)
             self._marker = -1
@@ -217,7 +219,7 @@ class Index:
         return self._temporary
 
     def _open(self) -> None:
-        unclean = self._sweep_markers()
+        unclean, alone = self._sweep_markers()
         self._marker_path = os.path.join(self.folder, "open", f"{os.getpid()}-{secrets.token_hex(4)}")
         try:
             self._marker = os.open(self._marker_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -230,13 +232,16 @@ class Index:
         try:
             if unclean and not self._walks():
                 raise IndexBroken("does not walk")
+            if not unclean and alone and not self._as_left():
+                raise IndexBroken("not as it was left")
             self._open_env()
         except IndexBroken:
             self.reset()
 
-    def _sweep_markers(self) -> bool:
-        """Whether some process died with the index open: its marker is there and the kernel has freed its lock."""
-        dead = False
+    def _sweep_markers(self) -> tuple[bool, bool]:
+        """Whether some process died with the index open: its marker is there and the kernel has freed its lock; and
+        whether no other process has it open now."""
+        dead, alone = False, True
         folder = os.path.join(self.folder, "open")
         for name in os.listdir(folder):
             with contextlib.suppress(OSError):
@@ -245,9 +250,28 @@ class Index:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(os.path.join(folder, name))
                     dead = True
+                except BlockingIOError:
+                    alone = False
                 finally:
                     os.close(fd)
-        return dead
+        return dead, alone
+
+    @property
+    def _stamp_path(self) -> str:
+        return os.path.join(self.folder, "stamp")
+
+    def _stamp(self) -> str:
+        st = os.stat(os.path.join(self.folder, f"{self._generation():08d}", "data.mdb"))
+        return f"{self._generation()} {st.st_size} {st.st_mtime_ns}"
+
+    def _as_left(self) -> bool:
+        """Whether the file is as the last process closed it.  If not, LMDB, which trusts what it maps, could end this
+        process with a signal; and to begin anew costs less than to look at every page of every index that is opened."""
+        try:
+            with open(self._stamp_path) as f:
+                return f.read() == self._stamp()
+        except OSError:  # none yet, or no index
+            return True
 
     def _walks(self) -> bool:
         """Walk everything in a child: a broken page can end the process that touches it."""
