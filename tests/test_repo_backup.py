@@ -561,14 +561,14 @@ def test_a_sparse_file_that_shrinks_after_its_holes_were_found(
 ) -> None:
     tree = File(pieces={k * 100_000: noise(10_000, k) for k in range(10)}, size=1_500_000)
     desk = Desk(tmp_path, {b"f": tree, b"g": File(b"x" * 100)})
-    real = files._holes
+    real = files.readable_as_zeros
 
     def holes(fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield from real(fd, size)
         os.truncate(desk.source / "f", size // 2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_holes", holes)
+        patch.setattr(files, "readable_as_zeros", holes)
         result = desk.backup()
     assert result.snapshot is not None
     assert result.errors == 1
