@@ -97,6 +97,7 @@ class Events:
             name: self._opened.get(name) or self._open(name, size) for name, size in names.items()
         }
         self._state = self._fold()
+        self._remember(self._state)
         return self._state
 
     def may_have_changed(self) -> bool:
@@ -122,7 +123,7 @@ class Events:
         self._storage.put(f"events/{name.hex()}", data)
         self._opened[name] = event
         self._state = self._fold()
-        self._client.remember(heads=self._state.heads)
+        self._remember(self._state)
         return name
 
     def publish_snapshot(self, snapshot: Snapshot) -> StoredSnapshot:
@@ -189,6 +190,11 @@ class Events:
         state.checkpoints = [s for s in live if not s.record.complete]
         return state
 
+    def _remember(self, state: State) -> None:
+        """The heads of now, and those that were here once and are missing: a rollback is said until it is undone."""
+        lost = [head for head in self._client.remembered.heads if head.name not in self._opened]
+        self._client.remember(heads=[*state.heads, *lost])
+
     def _find_missing(self, events: dict[bytes, Event], state: State) -> None:
         seen_by: dict[bytes, str] = {}
         for name, event in events.items():
@@ -200,7 +206,8 @@ class Events:
                 seen_by[head.name] = "this machine has seen it here before"
         for missing, why in sorted(seen_by.items()):
             state.problems.append(
-                f"event {missing.hex()[:8]} is missing, though {why}: files were deleted, or the repository was put back to an older state"
+                f"event {missing.hex()[:8]} is missing, though {why}: files were deleted, "
+                "or the repository was put back to an older state"
             )
 
 

@@ -19,6 +19,7 @@ from snapfs.repo.errors import SnapfsError, StorageError, UsageError
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.envelope import Sealer
+from snapfs.repo.format.records import least_volume
 from snapfs.repo.index import Index
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, KiB, Kind, MiB, VolumeKind
@@ -93,9 +94,11 @@ class BlobWriter:
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
                  *, volume_size: int, largest_blob: int, compression: str = "auto") -> None:  # fmt: skip
-        least = max(largest_blob, L.JOINED_DATA) + 64 * KiB  # one frame, and the directory of its blobs
+        least = least_volume(largest_blob)
         if not least <= volume_size <= L.VOLUME_SIZE_LIMIT:
-            raise UsageError(f"volume size must be between {least // KiB} KiB and {L.VOLUME_SIZE_LIMIT // MiB} MiB")
+            raise UsageError(
+                f"volume size must be between {least // KiB} KiB and {L.VOLUME_SIZE_LIMIT // MiB} MiB"
+            )
         self._index = index
         self._volumes = volumes
         self._storage = volumes.storage

@@ -25,6 +25,7 @@ from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Node, NodeType, Snapshot, Totals
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.system import System
+from support import repositories
 from support.parts import KEYS, REPOSITORY
 
 ROOT = Node(b"", NodeType.DIRECTORY, 0o755, 0, 0, None, None, 0, 0)
@@ -446,3 +447,23 @@ def test_state_that_cannot_be_written_is_forgotten(tmp_path: Path) -> None:
         client.remember(slot="x")
         assert client.remembered.slot == "x"
         assert Client(folder, System()).id != client.id
+
+
+def test_rollback_is_said_until_it_is_undone(tmp_path: Path) -> None:
+    repositories.create(tmp_path)
+    source = tmp_path / "source"
+    source.mkdir()
+    repositories.snapshot(tmp_path, source)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "repository/events").iterdir()}
+    lost = repositories.snapshot(tmp_path, source, tags=(b"lost",))
+    (newest,) = [p for p in (tmp_path / "repository/events").iterdir() if p.name not in before]
+    kept = newest.read_bytes()
+    newest.unlink()
+    repositories.snapshot(tmp_path, source, tags=(b"later",))
+    with repositories.open_(tmp_path) as repository:
+        assert any("is missing" in problem for problem in repository.events.load().problems)
+    newest.write_bytes(kept)
+    with repositories.open_(tmp_path) as repository:
+        state = repository.events.load()
+        assert not state.problems
+        assert lost.id in {s.id for s in state.snapshots}

@@ -250,6 +250,11 @@ def decode_snapshot(data: bytes, where: str) -> Snapshot:
     return snapshot
 
 
+def least_volume(largest_blob: int) -> int:
+    """The smallest volume size, in bytes: it holds one frame, and the directory of its blobs."""
+    return max(largest_blob, L.JOINED_DATA) + 64 * KiB
+
+
 def check_config(config: Config, where: str) -> Config:
     """Refuse parameters that cannot be, and features this program does not know."""
     unknown = [f.decode("ascii", "replace") for f in config.read_features]
@@ -258,7 +263,7 @@ def check_config(config: Config, where: str) -> Config:
     if not (
         64 <= config.chunk_minimum < config.chunk_average < config.chunk_maximum <= MAX_BLOB
         and config.chunk_average & (config.chunk_average - 1) == 0
-        and 256 * KiB <= config.volume_size <= L.VOLUME_SIZE_LIMIT
+        and least_volume(config.chunk_maximum) <= config.volume_size <= L.VOLUME_SIZE_LIMIT
     ):
         raise Damaged("impossible parameters", where)
     return config

@@ -25,6 +25,8 @@ def seal_record(sealer: Sealer, record: bytes, step: int) -> bytes:
 
 def open_record(opener: Opener, data: bytes) -> bytes:
     """The record in an object made by seal_record; every byte of the object is checked.  Raises Damaged."""
+    if len(data) % L.EVENT_STEP:
+        raise Damaged("cut short", opener.where)
     at, number, record = len(opener.header), 0, None
     while at < len(data):
         head = opener.frame_header(number, data[at : at + L.FRAME_HEADER_SIZE])

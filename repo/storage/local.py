@@ -45,15 +45,16 @@ class LocalObject:
     def __init__(self, storage: LocalStorage) -> None:
         self._storage = storage
         self._name = f"tmp/{secrets.token_hex(16)}"
-        with _failing_as(f"create {self._name}"):
-            self._fd = os.open(
-                storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
-            with contextlib.suppress(
-                OSError
-            ):  # some network file systems have no flock: their leftovers stay
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._failed = False
+        with _failing_as(f"create {self._name}"):
+            while True:
+                self._fd = os.open(storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                # Some network file systems have no flock: there, what dead writers leave stays.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self._fd).st_nlink:
+                    break
+                os.close(self._fd)  # another process swept it before it was locked
 
     def write(self, *parts: bytes) -> None:
         with self._condemning("write"):
