@@ -63,7 +63,9 @@ def dump_tar(
             if progress.interrupted:
                 raise KeyboardInterrupt
             if entry.type == NodeType.SOCKET:
-                progress.notice(f"{name.decode('utf-8', 'backslashreplace')}: a socket, left out: tar has none")
+                progress.notice(
+                    f"{name.decode('utf-8', 'backslashreplace')}: a socket, left out: tar has none"
+                )
                 continue
             first = None
             if entry.link is not None and not entry.is_dir:

@@ -116,7 +116,7 @@ class Events:
             self._system.salt(self._client.id),
             epoch=self._keys.epoch,
         )
-        data = seal_record(sealer, records.encode(event), L.EVENT_STEP)
+        data = seal_record(sealer, records.encode(event))
         if len(data) > _LARGEST_EVENT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
         name = hashlib.sha256(data).digest()

@@ -40,7 +40,7 @@ from snapfs.repo.storage.base import hash_in
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
 from snapfs.repo.system import System
 from snapfs.repo.trees import Trees
-from snapfs.repo.volumes import Volumes, is_absent
+from snapfs.repo.volumes import Volumes, is_absent, object_name
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Repository:
             _key_added(slot, label, host, user)
         )
         sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
-        data = seal_record(sealer, bundle.config, L.EVENT_STEP)
+        data = seal_record(sealer, bundle.config)
         storage.put("config", data)
         if storage.read("config") != data:
             raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
@@ -216,6 +216,7 @@ class Repository:
         wanted = [name for name in listing if thorough or name not in known]
         if wanted:
             progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
+            self.storage.adopt(object_name(listing[name][0], name) for name in wanted)
         for name in wanted:
             kind, size = listing[name]
             progress.advance(1, size)

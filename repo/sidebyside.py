@@ -54,7 +54,10 @@ def side_by_side(a: Node, b: Node, paired: Paired) -> Iterator[tuple[bytes, Node
         old, new = pair
         here = path + b"/" + (old or new).name  # type: ignore[union-attr]
         yield here, old, new
-        below = old if old is not None and old.is_dir else None, new if new is not None and new.is_dir else None
+        below = (
+            old if old is not None and old.is_dir else None,
+            new if new is not None and new.is_dir else None,
+        )
         if below[0] is not None or below[1] is not None:
             stack.append((here, _merge(*paired(here, *below))))
 
@@ -115,7 +118,12 @@ class Stored:
                 self._levels.pop()
                 continue
             if isinstance(item, Branch):
-                self.name, self.node, self.branch, self.level = item.first or b"", None, item, self._levels[-1]
+                self.name, self.node, self.branch, self.level = (
+                    item.first or b"",
+                    None,
+                    item,
+                    self._levels[-1],
+                )
             else:
                 if item.name <= self._last:
                     raise Damaged(f"entry {item.name!r} is out of order or twice there", "directory")

@@ -1,9 +1,9 @@
 """How much the snapshots hold, counted in restic's four ways, in bounded memory.
 
-    restore-size       every file of every snapshot at its full size, the names of one hard link once a snapshot
-    files-by-contents  regular files of equal content once
-    blobs-per-file     the distinct blobs of each path, over files of distinct content
-    raw-data           every blob once, and the frames it lies in
+restore-size       every file of every snapshot at its full size, the names of one hard link once a snapshot
+files-by-contents  regular files of equal content once
+blobs-per-file     the distinct blobs of each path, over files of distinct content
+raw-data           every blob once, and the frames it lies in
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Stats:
     """raw-data: plaintext bytes of the blobs."""
 
 
-def stats(repository: Repository, snapshots: Iterable[StoredSnapshot], mode: Mode, *, progress: Progress = SILENT) -> Stats:
+def stats(
+    repository: Repository, snapshots: Iterable[StoredSnapshot], mode: Mode, *, progress: Progress = SILENT
+) -> Stats:
     """Raises Damaged, BlobMissing where something that has to be counted cannot be read."""
     walk = _WALKS[mode](repository)
     progress.phase("count")
@@ -164,7 +166,12 @@ class _RawData(_Walk):
         return self._count(page)
 
     def node(self, path: bytes, node: Node) -> None:
-        if node.blobs is None and node.xattrs is None and (node.root is None or node.is_dir) and node.holes is None:
+        if (
+            node.blobs is None
+            and node.xattrs is None
+            and (node.root is None or node.is_dir)
+            and node.holes is None
+        ):
             return
         for kind, blob in self.repository.contents.blobs(node):
             if not self._count(blob) and kind is Kind.LIST and blob == node.root:

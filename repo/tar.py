@@ -85,7 +85,23 @@ def padding(size: int) -> bytes:
 def _block(name: bytes, mode: bytes, uid: bytes, gid: bytes, size: bytes, mtime: bytes, kind: bytes, target: bytes = b"",
            user: bytes = b"", group: bytes = b"", major: bytes = b"", minor: bytes = b"") -> bytes:  # fmt: skip
     """A ustar header; its checksum is the sum of its bytes, with spaces where the checksum stands."""
-    fields = (name, mode, uid, gid, size, mtime, b" " * 8, kind, target, b"ustar", b"00", user, group, major, minor)
+    fields = (
+        name,
+        mode,
+        uid,
+        gid,
+        size,
+        mtime,
+        b" " * 8,
+        kind,
+        target,
+        b"ustar",
+        b"00",
+        user,
+        group,
+        major,
+        minor,
+    )
     block = _USTAR.pack(*fields)
     return b"%s%06o\0 %s" % (block[:148], sum(block), block[156:])
 
@@ -93,7 +109,11 @@ def _block(name: bytes, mode: bytes, uid: bytes, gid: bytes, size: bytes, mtime:
 def _extended(records: Iterable[tuple[bytes, bytes]]) -> bytes:
     body = b"".join(_record(keyword, value) for keyword, value in records)
     zero = b"0000000"
-    return _block(b"././@PaxHeader", zero, zero, zero, b"%011o" % len(body), b"0" * 11, b"x") + body + padding(len(body))
+    return (
+        _block(b"././@PaxHeader", zero, zero, zero, b"%011o" % len(body), b"0" * 11, b"x")
+        + body
+        + padding(len(body))
+    )
 
 
 def _record(keyword: bytes, value: bytes) -> bytes:

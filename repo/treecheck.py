@@ -29,7 +29,9 @@ class TreeCheck(PageWalk):
     def __init__(self, repository: Repository, progress: Progress) -> None:
         self._index = repository.index
         # A reader that never looks again: looking again may number the volumes anew, and the index was just compared.
-        self._reader = BlobReader(repository.index, repository.volumes, repository.keys, lambda _: False, 16 * MiB)
+        self._reader = BlobReader(
+            repository.index, repository.volumes, repository.keys, lambda _: False, 16 * MiB
+        )
         super().__init__(self._reader)
         self._contents = Contents(self._reader)
         self._progress = progress
@@ -102,7 +104,12 @@ class TreeCheck(PageWalk):
 
     def _node(self, node: Node, path: bytes) -> bool:
         """Whether anything of this node but its listing is lost."""
-        if node.blobs is None and node.xattrs is None and (node.root is None or node.is_dir) and node.holes is None:
+        if (
+            node.blobs is None
+            and node.xattrs is None
+            and (node.root is None or node.is_dir)
+            and node.holes is None
+        ):
             return False
         bad = self._content(node, path)
         if bad and self._naming:

@@ -91,7 +91,7 @@ def keys() -> None:
 
 def sealed_records() -> None:
     record = b"a record of some bytes"
-    data = seal_record(Sealer(KEYS.sealing(L.EVENT), L.EVENT, REPOSITORY, SALT), record, L.EVENT_STEP)
+    data = seal_record(Sealer(KEYS.sealing(L.EVENT), L.EVENT, REPOSITORY, SALT), record)
     facts = {"kind": L.EVENT, "repository": REPOSITORY.hex(), "salt": SALT.hex(), "record": record.hex()}
     write("sealed", "sealed", "one record, padded to 1 KiB", data, **facts)
     write(

@@ -83,7 +83,7 @@ def check_sealed(s: Scenario, data: bytes, _: Path) -> None:
     kind, repository, salt = s["kind"], bytes.fromhex(s["repository"]), bytes.fromhex(s["salt"])
     record = open_record(Opener(KEYS.sealing(kind), data, "it", kind, repository), data)
     assert record.hex() == s["record"]
-    assert seal_record(Sealer(KEYS.sealing(kind), kind, repository, salt), record, L.EVENT_STEP) == data
+    assert seal_record(Sealer(KEYS.sealing(kind), kind, repository, salt), record) == data
 
 
 def check_keyslot(s: Scenario, data: bytes, _: Path) -> None:

@@ -87,7 +87,7 @@ def test_snapshots_come_back_by_time(world: World) -> None:
     first: StoredSnapshot = state.snapshots[0]
     assert first.short == first.id.hex()[:8]
     assert first.id == KEYS.snapshot_id(records.encode(first.record))
-    assert [path.stat().st_size % L.EVENT_STEP for path in world.files()] == [0, 0, 0]
+    assert [path.stat().st_size % L.RECORD_STEP for path in world.files()] == [0, 0, 0]
     assert [path.name for path in world.files()] == [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in world.files()
     ]
@@ -333,9 +333,7 @@ def put(world: World, data: bytes) -> str:
 
 
 def seal(record: bytes, repository: bytes = REPOSITORY) -> bytes:
-    return seal_record(
-        Sealer(KEYS.sealing(L.EVENT), L.EVENT, repository, System().salt()), record, L.EVENT_STEP
-    )
+    return seal_record(Sealer(KEYS.sealing(L.EVENT), L.EVENT, repository, System().salt()), record)
 
 
 ROOTLESS = msgspec.structs.replace(snapshot(1), root=FILE)

@@ -261,7 +261,9 @@ class Walker:
         self.reached = True
         level.writer.add(node, raw)
         if node.is_file:
-            self._progress.advance(1, st.st_size if action == "unchanged" else 0)  # what was read has been told
+            self._progress.advance(
+                1, st.st_size if action == "unchanged" else 0
+            )  # what was read has been told
         self._progress.item(path, action, node.size or 0)
 
     def _left_out(self, level: _Level, name: bytes, path: bytes, st: os.stat_result, is_dir: bool) -> bool:

@@ -32,7 +32,7 @@ def seal_slot(bundle: Bundle, password: bytes, cost: Cost, repository: bytes, sa
     """The bytes of a key slot's file."""
     key = argon2id(password, salt, *cost)
     sealer = Sealer(key, L.KEY_SLOT, repository, salt, wrap=L.WRAP_PASSWORD, extra=_COST.pack(*cost))
-    return seal_record(sealer, records.encode(bundle), L.EVENT_STEP)
+    return seal_record(sealer, records.encode(bundle))
 
 
 def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]:

@@ -8,14 +8,13 @@ from snapfs.repo.format import labels as L
 from snapfs.repo.format.envelope import Opener, Sealer
 
 
-def seal_record(sealer: Sealer, record: bytes, step: int) -> bytes:
-    """A whole object that holds one record: header, frame 0, and a padding frame up to the next multiple of
-    `step` bytes."""
+def seal_record(sealer: Sealer, record: bytes) -> bytes:
+    """A whole object that holds one record: header, frame 0, and a padding frame up to a multiple of 1 KiB."""
     head, body = sealer.frame(sealer.number(), L.FRAME_RECORD, L.STORED, 1, len(record), record)
     used = len(sealer.header) + len(head) + len(body)
-    gap = -used % step
+    gap = -used % L.RECORD_STEP
     while 0 < gap < L.FRAME_HEADER_SIZE + L.TAG_SIZE:
-        gap += step
+        gap += L.RECORD_STEP
     padding = b""
     if gap:
         zeros = bytes(gap - L.FRAME_HEADER_SIZE - L.TAG_SIZE)
@@ -25,7 +24,7 @@ def seal_record(sealer: Sealer, record: bytes, step: int) -> bytes:
 
 def open_record(opener: Opener, data: bytes) -> bytes:
     """The record in an object made by seal_record; every byte of the object is checked.  Raises Damaged."""
-    if len(data) % L.EVENT_STEP:
+    if len(data) % L.RECORD_STEP:
         raise Damaged("cut short", opener.where)
     at, number, record = len(opener.header), 0, None
     while at < len(data):

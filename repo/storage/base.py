@@ -7,7 +7,7 @@ RepositoryNotFound from `open`), never an empty answer: a list that could not be
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 _HASH = re.compile("[0-9a-f]{64}")
@@ -63,6 +63,9 @@ class Storage(Protocol):
 
     def sync_names(self) -> None:
         """Make all names published since the last call durable."""
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Make the names of objects durable that others published: one may have died before his sync_names."""
 
     def remove(self, name: str) -> None:
         """Remove an object durably; an absent one is no error."""

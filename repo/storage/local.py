@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from snapfs.repo.errors import RepositoryNotFound, StorageError
 
@@ -75,12 +75,11 @@ class LocalObject:
         with self._condemning("publish"):
             target = self._storage.path(name)
             folder = os.path.dirname(target)
-            if not os.path.isdir(folder):
-                os.makedirs(folder, 0o700, exist_ok=True)
-                self._storage.unsynced.add(os.path.dirname(folder))
+            os.makedirs(folder, 0o700, exist_ok=True)
             # Objects are named by their content, so whatever has that name already is this object.
             os.rename(self._storage.path(self._name), target)
-            self._storage.unsynced.add(folder)
+            # Of the folder too it is not known who made it, and whether he lived to fsync it.
+            self._storage.unsynced |= {folder, os.path.dirname(folder)}
             os.close(self._fd)
             self._fd = -1
 
@@ -223,7 +222,7 @@ class LocalStorage:
                 try:
                     os.fsync(fd)
                 except OSError as error:
-                    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
                         raise
                     if self._notice and not self._said_no_dir_fsync:
                         self._said_no_dir_fsync = True
@@ -232,6 +231,11 @@ class LocalStorage:
                         )
                 finally:
                     os.close(fd)
+
+    def adopt(self, names: Iterable[str]) -> None:
+        folders = {os.path.dirname(self.path(name)) for name in names}
+        self.unsynced |= folders | {os.path.dirname(folder) for folder in folders}
+        self.sync_names()
 
     def remove(self, name: str) -> None:
         with _failing_as(f"remove {name}"):
