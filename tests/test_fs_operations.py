@@ -32,7 +32,14 @@ def failing(error: BaseException) -> Any:
 
     blobs = SimpleNamespace(loop_thread=None)
     return SimpleNamespace(
-        blobs=blobs, entry=fail, lookup=fail, directory=fail, read=fail, xattr=fail, totals=fail, is_lasting=lambda inode: True
+        blobs=blobs,
+        entry=fail,
+        lookup=fail,
+        directory=fail,
+        read=fail,
+        xattr=fail,
+        totals=fail,
+        is_lasting=lambda inode: True,
     )
 
 

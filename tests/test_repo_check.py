@@ -99,7 +99,9 @@ def test_a_flipped_byte_is_found_and_its_file_named(
     assert names(again, source) == {b"sub/large"}, "once it is known, every check says so"
 
 
-def test_names_of_one_damaged_blob_in_all_snapshots(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+def test_names_of_one_damaged_blob_in_all_snapshots(
+    tmp_path: Path, source: Path, taken: StoredSnapshot
+) -> None:
     (source / "new").write_bytes(b"new")
     later = repos.snapshot(tmp_path, source)
     pages = checked(tmp_path).pages
@@ -114,7 +116,9 @@ def test_names_of_one_damaged_blob_in_all_snapshots(tmp_path: Path, source: Path
 
 @pytest.mark.parametrize("where", [0, 60, 110, 140, -1, -33, -70])
 @pytest.mark.parametrize("kind", ["data", "trees"])
-def test_flips_in_header_frame_directory_and_tail(tmp_path: Path, taken: StoredSnapshot, kind: str, where: int) -> None:
+def test_flips_in_header_frame_directory_and_tail(
+    tmp_path: Path, taken: StoredSnapshot, kind: str, where: int
+) -> None:
     flip(volumes(tmp_path, kind)[0], where)
     result = checked(tmp_path, True)
     assert not result.ok
@@ -181,7 +185,9 @@ def test_the_next_backup_stores_what_was_lost(tmp_path: Path, source: Path, take
     assert checked(tmp_path, True).affected_count
     repos.snapshot(tmp_path, source, force=True)
     result = checked(tmp_path, True)
-    assert [p.kind for p in result.problems] == ["volume"] * len(result.problems), "the file is still there, and still damaged"
+    assert [p.kind for p in result.problems] == ["volume"] * len(result.problems), (
+        "the file is still there, and still damaged"
+    )
     assert result.affected == []
     os.unlink(volume)
     result = checked(tmp_path, True)
@@ -247,7 +253,9 @@ def plain(name: bytes, **fields: object) -> Node:
 
 def publish(repository: Repository, entries: Sequence[Node], sums: Sums) -> None:
     with repository.writer() as writer:
-        page = writer.put(Kind.DIRECTORY, records.encode_page(0, [records.msgspec.Raw(records.encode(n)) for n in entries]))
+        page = writer.put(
+            Kind.DIRECTORY, records.encode_page(0, [records.msgspec.Raw(records.encode(n)) for n in entries])
+        )
         writer.flush()
     below = Below(sums.nodes, sums.files, sums.bytes)
     root = Node(b"", NodeType.DIRECTORY, 0o755, 0, 0, None, None, 0, 0, root=page, below=below)

@@ -46,7 +46,9 @@ def store(writer: BlobWriter, page_key: bytes, name: bytes, what: Plain) -> Node
             directory.add(store(writer, page_key, key, inner))
         else:
             data = b"%d" % inner
-            directory.add(msgspec.structs.replace(node(NodeType.FILE, key, size=len(data), data=data), mtime=inner))
+            directory.add(
+                msgspec.structs.replace(node(NodeType.FILE, key, size=len(data), data=data), mtime=inner)
+            )
     root, below = directory.finish()
     return node(NodeType.DIRECTORY, name, root=root, below=below)
 
@@ -82,7 +84,11 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(old=trees, new=trees)
 def test_small_trees_as_the_naive_way(repository: Repository, old: Plain, new: Plain) -> None:
     a, b = stored(repository, old, new)
@@ -101,14 +107,18 @@ def test_large_directories_as_the_naive_way(
     repository: Repository, count: int, gone: set[int], fresh: set[int], changed: set[int]
 ) -> None:
     old: Plain = {b"%07d" % (700 * i): i for i in range(count)}
-    new = {name: (-1 if i in changed else value) for i, (name, value) in enumerate(old.items()) if i not in gone}
+    new = {
+        name: (-1 if i in changed else value) for i, (name, value) in enumerate(old.items()) if i not in gone
+    }
     new |= {b"%07d" % n: 5 for n in fresh}
     a, b = stored(repository, old, new)
     assert [(c.path, c.kind) for c in diff(repository, a, b)] == list(naive(old, new))
     assert letters(diff(repository, b, a)) == dict(naive(new, old))
 
 
-def test_one_change_among_many_opens_few_pages(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_change_among_many_opens_few_pages(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old: Plain = {b"file %06d" % i: i for i in range(20_000)}
     new = {**old, b"file 010000": -1, b"file 0100005": 3}
     a, b = stored(repository, {b"same": {b"x": 1}, b"large": old}, {b"same": {b"x": 1}, b"large": new})
@@ -212,7 +222,9 @@ class Errors(Progress):
 def live(folder: Path, snapshot_node: Node, path: Path, metadata: bool = True) -> dict[bytes, str]:
     errors = Errors()
     with repos.open_(folder) as repository:
-        found = letters(diff_live(repository, snapshot_node, os.fsencode(path), metadata=metadata, progress=errors))
+        found = letters(
+            diff_live(repository, snapshot_node, os.fsencode(path), metadata=metadata, progress=errors)
+        )
     assert errors.seen == []
     return found
 
@@ -242,7 +254,9 @@ def test_live_a_copy_is_compared_by_content(tmp_path: Path) -> None:
     os.utime(copy, ns=(0, source.stat().st_mtime_ns))
     with repos.open_(tmp_path) as repository:
         at = repository.trees.resolve(taken.record.root, os.fsencode(source))
-    assert live(tmp_path, at, copy) == {b"/sub": "U", b"/sub/dir": "U"}, "directories that were not given a time"
+    assert live(tmp_path, at, copy) == {b"/sub": "U", b"/sub/dir": "U"}, (
+        "directories that were not given a time"
+    )
     for name, offset in (("sparse", 2_999_999), ("a", 500_000), ("b", 0)):
         with open(copy / name, "r+b") as file:
             file.seek(offset)

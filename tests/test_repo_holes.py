@@ -28,7 +28,9 @@ def test_preallocated_space_is_zeros_but_no_hole(image: int) -> None:
     zeros, holes = list(readable_as_zeros(image, 40 * MiB)), list(unallocated(image, 40 * MiB))
     allocated = os.fstat(image).st_blocks * 512
     assert sum(length for _, length in holes) == 40 * MiB - allocated
-    assert all(any(at <= offset and offset + length <= at + size for at, size in zeros) for offset, length in holes)
+    assert all(
+        any(at <= offset and offset + length <= at + size for at, size in zeros) for offset, length in holes
+    )
     assert holes == sorted(holes)
     assert not any(offset < 18 * MiB and offset + length > 10 * MiB for offset, length in holes)
 

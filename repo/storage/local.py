@@ -75,7 +75,8 @@ class LocalObject:
         with self._condemning("publish"):
             target = self._storage.path(name)
             folder = os.path.dirname(target)
-            os.makedirs(folder, 0o700, exist_ok=True)
+            if not os.path.isdir(folder):
+                os.makedirs(folder, 0o700, exist_ok=True)
             # Objects are named by their content, so whatever has that name already is this object.
             os.rename(self._storage.path(self._name), target)
             # Of the folder too it is not known who made it, and whether he lived to fsync it.

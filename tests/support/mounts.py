@@ -1,8 +1,8 @@
 """Real mounts for tests: served by a process of their own, taken away at the end.
 
-    with mounted(home) as top: ...                                      # the repository that support.repositories made in home
-    with mounted(home, part=b"/home/me") as top: ...                    # one directory of the newest snapshot
-    with mounted(home, user=NOBODY) as top: run_as(NOBODY, "ls", top)   # an ordinary user's, through fusermount3
+with mounted(home) as top: ...                                      # the repository that support.repositories made in home
+with mounted(home, part=b"/home/me") as top: ...                    # one directory of the newest snapshot
+with mounted(home, user=NOBODY) as top: run_as(NOBODY, "ls", top)   # an ordinary user's, through fusermount3
 """
 
 from __future__ import annotations
