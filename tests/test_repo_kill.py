@@ -20,7 +20,7 @@ from random import Random
 
 import pytest
 
-from snapfs.repo.check import check
+from snapfs.repo.check.engine import check
 from snapfs.repo.errors import RepositoryError, RepositoryNotFound, SnapfsError
 from snapfs.repo.model import KiB
 from snapfs.repo.progress import Progress
@@ -189,6 +189,30 @@ def test_the_power_cut_notices_a_missing_fsync(
     monkeypatch.setattr(owner, method, lambda self: None)
     with pytest.raises((AssertionError, SnapfsError)):
         kill_everywhere(bench, cut_by(lambda n: 0, bench), at_least=0)
+
+
+def test_killed_at_every_call_and_then_cut_from_power(bench: Bench, tmp_path: Path) -> None:
+    """What a dead process had named but not made durable, the next one must not simply rely on."""
+    page = tmp_path / "page"
+
+    def run(number: int) -> int:
+        bench.reset()
+        disk = Disk(bench.folder / "repository")
+        status, said = in_child(bench.work, Calls(bench.folder, each(KINDS, number), Die(disk, page), disk))
+        if status == KILLED:
+
+            def next_run(say: Say) -> None:
+                say("backup " + bench.snapshot().id.hex())
+                disk.cut(0)
+
+            disk.load(page)
+            done, said_next = in_child(next_run, Calls(bench.folder, disk=disk))
+            assert done == 0
+            said += said_next
+        bench.sound(said)
+        return status
+
+    until_over(run, at_least=40)
 
 
 def test_killed_again_and_again(bench: Bench) -> None:

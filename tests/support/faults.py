@@ -14,6 +14,7 @@ again with the same workload and the same n finds the same place, apart from the
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -45,9 +46,17 @@ class Fault:
 
 
 class Die(Fault):
+    """`book`, `page`: what was not durable then is left in a file, for a Disk that goes on from there."""
+
+    def __init__(self, book: Disk | None = None, page: Path | None = None) -> None:
+        self._book = book
+        self._page = page
+
     def hit(self, kind: str, do: Do, half: Half) -> Any:
         if half is not None:
             half()
+        if self._book and self._page:
+            self._book.save(self._page)
         os._exit(KILLED)
 
 
@@ -218,6 +227,14 @@ class Disk:
         self._dirty: set[int] = set()
         self._names: dict[str, None] = {}
         self._lock = threading.Lock()
+
+    def save(self, page: Path) -> None:
+        with self._lock:
+            page.write_text(json.dumps([sorted(self._dirty), list(self._names)]))
+
+    def load(self, page: Path) -> None:
+        dirty, names = json.loads(page.read_text())
+        self._dirty, self._names = set(dirty), dict.fromkeys(names)
 
     def wrote(self, fd: int) -> None:
         with self._lock:
