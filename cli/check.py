@@ -10,8 +10,8 @@ from snapfs.cli.opening import open_repository
 from snapfs.cli.options import Settings, command, settings_options
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import complain, count, document, line, named, out, size, text
-from snapfs.repo.check import check as run_check
-from snapfs.repo.findings import CheckResult
+from snapfs.repo.check.engine import check as run_check
+from snapfs.repo.check.findings import CheckResult
 
 _DAMAGED = 20
 

@@ -19,8 +19,8 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.render import moment, out, raw, text
 from snapfs.repo import select
 from snapfs.repo.errors import UsageError
-from snapfs.repo.find import Match
-from snapfs.repo.find import find as run_find
+from snapfs.repo.query.find import Match
+from snapfs.repo.query.find import find as run_find
 
 
 @command()

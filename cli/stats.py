@@ -9,8 +9,8 @@ from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import count, document, out, size
 from snapfs.repo.select import Filter, choose, find
-from snapfs.repo.stats import Mode
-from snapfs.repo.stats import stats as run_stats
+from snapfs.repo.query.stats import Mode
+from snapfs.repo.query.stats import stats as run_stats
 
 
 @command()

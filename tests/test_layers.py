@@ -24,7 +24,6 @@ ALLOWED = {
     "cryptography": ["repo/format/"],
     "blake3": ["repo/format/", "repo/backup/chunker.py"],
     "zstandard": ["repo/format/"],
-    "pathspec": ["repo/backup/"],
     "platformdirs": ["repo/repository.py", "fs/background.py", "cli/"],
 }
 

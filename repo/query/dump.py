@@ -12,7 +12,7 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from snapfs.repo import tar
+from snapfs.repo.query import tar
 from snapfs.repo.content import Span
 from snapfs.repo.errors import Damaged, UsageError
 from snapfs.repo.marks import FirstComers
