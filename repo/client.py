@@ -1,6 +1,6 @@
-"""What this machine remembers of one repository at one place, in XDG state: its client id, the heads it has seen, the key slot that opened.
+"""What this machine remembers of one repository at one place: its client id, the heads it has seen, the key slot that opened.
 
-Not in the cache: losing the cache must not lose the proof that a repository was rolled back.
+In XDG state, not in the cache: losing the cache must not lose the proof that a repository was rolled back.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.repo.check import CheckResult, check
+from snapfs.repo.check.engine import CheckResult, check
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, Kind, Location, Node, NodeType, Snapshot, Totals

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapfs.repo.compare import Change, DiffStats, Side, diff, diff_live
 from snapfs.repo.errors import SnapfsError, SourceError
 from snapfs.repo.model import Kind, Node, NodeType
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import Progress
+from snapfs.repo.query.compare import Change, DiffStats, Side, diff, diff_live
 from snapfs.repo.repository import Repository
 from snapfs.repo.trees import DirectoryWriter
 from support import repositories as repos

@@ -121,16 +121,17 @@ class _Run:
         )  # fmt: skip
 
     def _still_there(self, writer: BlobWriter) -> None:
-        """Every volume that the new snapshot relies on, listed once more."""
+        """Every volume that the new snapshot relies on, listed once more, with the size it had."""
         listing = self.repository.volumes.listing()
         index = self.repository.index
+        sizes = {volume.name: volume.size for volume in index.volumes()}
         names = {index.volume(number).name for number in writer.relied_on} | writer.published
-        gone = [name for name in names if name not in listing]
+        gone = [name for name in names if name not in listing or listing[name][1] != sizes.get(name)]
         if gone:
             index.mark(gone, False)
             raise StorageError(
-                f"{len(gone)} volumes vanished from the repository during the backup, so no snapshot was made: "
-                "find out who deletes there, then run this again"
+                f"{len(gone)} volumes vanished from the repository or were cut short during the backup, "
+                "so no snapshot was made: find out who changes files there, then run this again"
             )
 
     def _checkpoint(self, writer: BlobWriter | DryWriter) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snapfs.repo.check.findings import Affected, CheckResult, Problem
+from snapfs.repo.check.scrub import Examiner, VolumeReport, fingerprint
+from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import VolumeKind
 from snapfs.repo.progress import SILENT, Progress
-from snapfs.repo.check.scrub import Examiner, VolumeReport, fingerprint
-from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:

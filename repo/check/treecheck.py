@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snapfs.repo.blobs import BlobReader
+from snapfs.repo.check.findings import CheckResult
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError
-from snapfs.repo.check.findings import CheckResult
 from snapfs.repo.marks import Marks
 from snapfs.repo.model import Below, BlobId, Kind, Location, MiB, Node
 from snapfs.repo.pages import Page

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from snapfs.repo.content import Contents
 from snapfs.repo.index import Index
-from snapfs.repo.query.live import Live
 from snapfs.repo.marks import Marks
 from snapfs.repo.model import Kind, Node
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.query.live import Live
 from snapfs.repo.query.sidebyside import Front, Plain, Stored, directory_pages, side_by_side
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from snapfs.repo.query import tar
 from snapfs.repo.content import Span
 from snapfs.repo.errors import Damaged, UsageError
 from snapfs.repo.marks import FirstComers
 from snapfs.repo.model import BlobId, Kind, MiB, Node, NodeType
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.query import tar
 from snapfs.repo.restore.ahead import Ahead
 from snapfs.repo.restore.walk import Do, Step
 

@@ -1,4 +1,6 @@
-"""The contract of a place that keeps objects.  An object is written once, becomes visible whole or not at all, and is never changed.
+"""The contract of a place that keeps objects.
+
+An object is written once, becomes visible whole or not at all, and is never changed.
 
 Names are relative paths of ASCII letters, digits, `-`, `.` and `/` ("data/ab/abcd...").  Every failure is a StorageError (or
 RepositoryNotFound from `open`), never an empty answer: a list that could not be read is not an empty list.

@@ -48,7 +48,9 @@ class LocalObject:
         self._failed = False
         with _failing_as(f"create {self._name}"):
             while True:
-                self._fd = os.open(storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._fd = os.open(
+                    storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+                )
                 # Some network file systems have no flock: there, what dead writers leave stays.
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
