@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from snapfs.repo.check import check
+from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryError, StorageError
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.index import Index
@@ -194,7 +194,10 @@ def test_what_a_lost_volume_held_is_stored_anew(desk: Desk, kind: str, harm: str
         assert desk.differences(new) == []
 
 
-def test_a_volume_that_vanishes_before_the_commit(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: os.truncate(path, 4096)], ids=["gone", "cut short"]
+)
+def test_a_volume_that_vanishes_before_the_commit(desk: Desk, harm: Callable[[Path], object]) -> None:
     desk.snapshot()
     make(desk.source, {b"zz": File(noise(100_000, 5))})
     gone: list[Path] = []
@@ -203,7 +206,7 @@ def test_a_volume_that_vanishes_before_the_commit(desk: Desk) -> None:
         def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:
             if name == "finish":
                 gone.append(max(desk.volumes("data").values(), key=lambda path: path.stat().st_size))
-                gone[0].unlink()
+                harm(gone[0])
 
     watch = Thief()
     with pytest.raises(RepositoryError, match="vanished"):
