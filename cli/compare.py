@@ -13,10 +13,10 @@ from snapfs.cli import opening
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import document, named, out, raw, size, text
-from snapfs.repo.query.compare import Change, DiffStats, Side, diff_live
-from snapfs.repo.query.compare import diff as run_diff
 from snapfs.repo.errors import UsageError
 from snapfs.repo.model import Node
+from snapfs.repo.query.compare import Change, DiffStats, Side, diff_live
+from snapfs.repo.query.compare import diff as run_diff
 from snapfs.repo.repository import Repository
 from snapfs.repo.select import Filter, parse_spec
 

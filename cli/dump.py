@@ -14,8 +14,8 @@ import click
 from snapfs.cli import opening
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
-from snapfs.repo.query.dump import dump_file, dump_tar
 from snapfs.repo.errors import UsageError
+from snapfs.repo.query.dump import dump_file, dump_tar
 from snapfs.repo.select import Filter
 
 

@@ -8,9 +8,9 @@ from snapfs.cli.opening import adopt_repository, open_repository
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import count, document, out, size
-from snapfs.repo.select import Filter, choose, find
 from snapfs.repo.query.stats import Mode
 from snapfs.repo.query.stats import stats as run_stats
+from snapfs.repo.select import Filter, choose, find
 
 
 @command()

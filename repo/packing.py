@@ -30,7 +30,7 @@ from snapfs.repo.volumes import OBJECTS, Volumes
 WORKERS = 2
 _BUDGET = 24 * MiB
 """Plaintext waiting for a worker, at most."""
-_OPEN_OWNERS = 8
+_OPEN_OWNERS = 32
 _REMEMBERED = 100_000
 
 

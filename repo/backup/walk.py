@@ -47,7 +47,8 @@ class _Level:
     """A directory that is being walked."""
 
     def __init__(self, fd: int, path: bytes, node: Node, names: list[bytes], below: Branching | None,
-                 rules: DirectoryRules | None, device: int, writer: DirectoryWriter, earlier: EarlierDirectory) -> None:  # fmt: skip
+                 rules: DirectoryRules | None, device: int, writer: DirectoryWriter,
+                 earlier: EarlierDirectory) -> None:  # fmt: skip
         self.fd = fd
         self.path = path
         """Without a slash at the end: the top is b""."""
