@@ -113,7 +113,7 @@ class _Versioned(msgspec.Struct, array_like=True, frozen=True):
     version: int
 
 
-EVENT_SNAPSHOT, EVENT_CHECKPOINT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_KEY_ADDED = range(1, 7)
+EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVENT_KEY_ADDED = range(1, 7)
 
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
