@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.skips", "pytester"]
+pytest_plugins = ["support.skips", "support.second", "pytester"]

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from repos.make_v1 import PASSWORD, plain
+
 from snapfs.repo.check.engine import check
 from snapfs.repo.repository import Repository
 from support import same
@@ -44,7 +44,9 @@ def test_second_reader_finds_the_same(frozen: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "SNAPFS_PASSWORD": PASSWORD.decode()}
     for want in expected:
         target = tmp_path / want["id"][:8]
-        subprocess.run([sys.executable, READER, frozen, "extract", want["id"][:8], target], env=environment, check=True)
+        subprocess.run(
+            [sys.executable, READER, frozen, "extract", want["id"][:8], target], env=environment, check=True
+        )
         got = plain(same.on_disk(f"{target}{want['path']}"))
         assert got.keys() == want["tree"].keys()
         if os.geteuid() == 0:

@@ -264,6 +264,7 @@ def publish(repository: Repository, entries: Sequence[Node], sums: Sums) -> None
     )
 
 
+@pytest.mark.sums_and_order
 @pytest.mark.parametrize(
     ("entries", "sums", "word"),
     [

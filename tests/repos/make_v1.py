@@ -1,6 +1,6 @@
 """Made tests/repos/v1, once: run again only for a new version of the format, into a new folder.
 
-    python tests/repos/make_v1.py       (as root: the tree has devices and owners)
+python tests/repos/make_v1.py       (as root: the tree has devices and owners)
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def main() -> None:
         with Repository.open(str(target), PASSWORD, cache_dir=state, state_dir=state) as repository:
             for number in range(3):
                 (folder / "version").write_text(f"version {number}\n")
-                options = BackupOptions((os.fsencode(folder),), host=b"host", user=b"user", tags=(b"t%d" % number,))
+                options = BackupOptions(
+                    (os.fsencode(folder),), host=b"host", user=b"user", tags=(b"t%d" % number,)
+                )
                 made = backup(repository, options).snapshot
                 assert made is not None
                 if number == 1:
