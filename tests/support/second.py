@@ -77,7 +77,8 @@ def _second(place: Path) -> tuple[list[str], bool] | str:
 def _load() -> ModuleType:
     """Afresh: it counts problems in the module."""
     spec = importlib.util.spec_from_file_location("second_reader", _READER)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["second_reader"] = module
     spec.loader.exec_module(module)
