@@ -20,7 +20,7 @@ from snapfs.repo.errors import UsageError
 from snapfs.repo.model import MiB
 from snapfs.repo.select import Filter
 
-_CACHE = 96
+_CACHE = 64
 
 
 @command()

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from snapfs.fs import mountpoint as points
 from snapfs.repo.errors import MountError
 from snapfs.repo.events import StoredSnapshot
-from snapfs.repo.model import KiB, MiB, Node
+from snapfs.repo.model import MiB, Node
 from snapfs.repo.repository import Repository
 
 if TYPE_CHECKING:
     from snapfs.fs.operations import Snapfs
 
 _READ_AHEAD_KIB = 1024
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MountOptions:
     no_default_permissions: bool = False
     owner_root: bool = False
     """Show everything as owned by root."""
-    cache_bytes: int = 96 * MiB
+    cache_bytes: int = 64 * MiB
     """Memory for opened frames and blobs."""
 
     @property
@@ -67,7 +67,7 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         ) from error
     from snapfs.fs.view import View
 
-    _keep_heap_small()
+    _tune_heap()
     keep = options.cache_bytes // 3
     repository.blobs.frames.limit = options.cache_bytes - keep
     operations = Snapfs(
@@ -125,12 +125,16 @@ def _enter(mountpoint: str) -> None:
             knob.write(str(_READ_AHEAD_KIB))
 
 
-def _keep_heap_small() -> None:
-    """Frames are large, and freed in another order and thread than made: left alone, glibc's heaps grow to twice their sum."""
+def _tune_heap() -> None:
+    """Keep the memory of large blobs for the next ones: mapped afresh for each, its page faults cost more than the reading.
+
+    Two arenas only, since frames are freed in another order and thread than made, and each arena keeps its own.
+    """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 2)
-        mallopt(_M_MMAP_THRESHOLD, 128 * KiB)
+        mallopt(_M_MMAP_THRESHOLD, 16 * MiB)
+        mallopt(_M_TRIM_THRESHOLD, 64 * MiB)
 
 
 @contextlib.contextmanager
