@@ -14,7 +14,7 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.render import document, line, out
 from snapfs.fs import mountpoint as points
 from snapfs.fs.background import default_log_path, mount_in_background
-from snapfs.fs.mount import MountOptions
+from snapfs.fs.mount import MountOptions, load_ahead
 from snapfs.fs.mount import mount as run_mount
 from snapfs.repo.errors import UsageError
 from snapfs.repo.model import MiB
@@ -81,7 +81,9 @@ def mount(
         cache_bytes=cache_size or _CACHE * MiB,
     )
     progress = reporter(settings)
+    imports = load_ahead()
     with opening.open_repository(settings, progress) as repository:
+        imports.join()
 
         def serve(ready: Callable[[], None]) -> None:
             chosen = options

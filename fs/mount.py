@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,6 +43,20 @@ class MountOptions:
     @property
     def kernel_checks(self) -> bool:
         return self.allow_other and not self.no_default_permissions
+
+
+def load_ahead() -> threading.Thread:
+    """Import what a mount needs in a thread, while the key is derived from the password.  Join it before forking."""
+
+    def load() -> None:
+        with contextlib.suppress(ImportError):  # mount() will say it
+            import snapfs.fs.eager
+            import snapfs.fs.operations
+            import snapfs.fs.view  # noqa: F401
+
+    thread = threading.Thread(target=load, name="imports")
+    thread.start()
+    return thread
 
 
 def mount(repository: Repository, mountpoint: str, options: MountOptions = MountOptions(),
