@@ -55,7 +55,10 @@ def init(settings: Settings, generate_password: bool, volume_size: int | None) -
             )
         password = passwords.generate()
     elif password is None:
-        password = passwords.ask_new(f"new password for the repository {where}: ")
+        password = passwords.ask_new(
+            f"new password for the repository {where}: ",
+            "--password-file, --password-command, SNAPFS_PASSWORD or --generate-password",
+        )
     repository = Repository.create(
         where, password, volume_size=volume_size or VOLUME_SIZE, label="init", **who()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -84,6 +85,10 @@ def mount(
     imports = load_ahead()
     with opening.open_repository(settings, progress) as repository:
         imports.join()
+        host = os.fsencode(socket.gethostname())
+        points.check_sources(
+            mountpoint, {path for s in repository.snapshots() if s.record.host == host for path in s.record.paths}
+        )
 
         def serve(ready: Callable[[], None]) -> None:
             chosen = options

@@ -68,22 +68,20 @@ def existing(settings: Settings, notice: Notice) -> bytes | None:
     )
 
 
-def ask(question: str) -> bytes:
+def ask(question: str, instead: str = "--password-file, --password-command or SNAPFS_PASSWORD") -> bytes:
     """Ask on the terminal, without echo.  Raises UsageError where there is none."""
     if not _has_terminal():
-        raise UsageError(
-            "no password, and no terminal to ask for it: use --password-file, --password-command or SNAPFS_PASSWORD"
-        )
+        raise UsageError(f"no password, and no terminal to ask for it: use {instead}")
     try:
         return os.fsencode(getpass.getpass(question))
     except (EOFError, UnicodeDecodeError):
         raise UsageError("no password was typed") from None
 
 
-def ask_new(question: str) -> bytes:
-    """Ask for a new password twice, until both are equal."""
+def ask_new(question: str, instead: str) -> bytes:
+    """Ask for a new password twice, until both are equal; `instead` says what to use where there is no terminal."""
     for _ in range(3):
-        password = ask(question)
+        password = ask(question, instead)
         if not password:
             raise UsageError("an empty password protects nothing; if that is wanted: --insecure-no-password")
         if ask("once more, to be sure: ") == password:

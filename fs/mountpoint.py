@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from snapfs.repo.errors import MountError
 
@@ -48,6 +48,15 @@ def check(mountpoint: str, repository: str) -> None:
     here, there = os.path.realpath(mountpoint), os.path.realpath(repository)
     if os.path.commonpath((here, there)) in (here, there):
         raise MountError(f"{mountpoint} and the repository {repository} lie in one another: mount elsewhere")
+
+
+def check_sources(mountpoint: str, sources: Iterable[bytes]) -> None:
+    """Raise MountError if a mount there would hide what is backed up: the next backup would find the mount in its place."""
+    here = os.fsencode(os.path.realpath(mountpoint))
+    for source in sources:
+        if source == here or source.startswith(here.rstrip(b"/") + b"/"):
+            name = source.decode("utf-8", "backslashreplace")
+            raise MountError(f"{mountpoint}: mounting there would hide {name}, which is backed up from here: mount elsewhere")
 
 
 def mounted_type(mountpoint: str) -> str | None:

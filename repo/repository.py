@@ -27,7 +27,7 @@ from snapfs.repo.errors import (
 from snapfs.repo.events import Events, KeyNote, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Header, Opener, Sealer, parse_header
+from snapfs.repo.format.envelope import Opener, Sealer, parse_header
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import open_record, seal_record
@@ -125,8 +125,7 @@ class Repository:
         cache_dir and state_dir default to the XDG folders; neither needs to be writable.
         """
         storage = LocalStorage(place, progress.notice)
-        header = _read_header(storage)
-        repository = header.repository
+        repository = _repository_id(storage)
         here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
         state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
@@ -221,7 +220,8 @@ class Repository:
             kind, size = listing[name]
             progress.advance(1, size)
             try:
-                entries, usable = list(self.volumes.directory(kind, name, size)), True
+                entries = list(self.volumes.directory(kind, name, size))
+                usable = name not in known or known[name].usable  # what check found damaged stays so until it finds it sound
             except Damaged as error:
                 progress.notice(
                     f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
@@ -301,19 +301,28 @@ def _key_added(slot: str, label: str, host: str, user: str) -> records.EventBody
     return records.EventBody(records.EVENT_KEY_ADDED, None, (bytes.fromhex(slot),), notes)
 
 
-def _read_header(storage: LocalStorage) -> Header:
+def _repository_id(storage: LocalStorage) -> bytes:
+    """From the config, or, if that is lost and there are backups, from a key slot."""
+    problem: RepositoryError
     try:
-        data = storage.read("config", 0, L.HEADER_SIZE)
+        return parse_header(storage.read("config", 0, L.HEADER_SIZE), "config").repository
+    except Damaged as error:
+        problem = error
     except StorageError as error:
         if not is_absent(error):
             raise
         half = os.path.isdir(storage.path("keys"))
-        raise RepositoryNotFound(
+        problem = RepositoryNotFound(
             f"no repository at {storage.place}: "
-            + ("it has no config, an init was probably interrupted; run `snapfs init` again" if half
-               else "the folder is none; check the path, or make one with `snapfs init`"), storage.place,
-        ) from error  # fmt: skip
-    return parse_header(data, "config")
+            + ("it has no config, so an init was probably interrupted; run `snapfs init` again" if half
+               else "there is a folder, but nothing of snapfs in it; check the path, or make one with `snapfs init`"),
+            storage.place,
+        )  # fmt: skip
+    if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
+        for name, _ in storage.list("keys"):
+            with contextlib.suppress(RepositoryError):
+                return parse_header(storage.read(name), name).repository
+    raise problem
 
 
 def _open_slots(storage: LocalStorage, password: bytes, repository: bytes, first: str) -> tuple[str, Bundle]:
@@ -335,14 +344,12 @@ def _open_slots(storage: LocalStorage, password: bytes, repository: bytes, first
     raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")
 
 
-def _open_config(
-    storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes, progress: Progress
-) -> Config:
+def _open_config(storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes, progress: Progress) -> Config:
     try:
         data = storage.read("config")
         record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
-    except Damaged as error:
-        progress.notice(f"{error}: going on with the copy in the key slot")
+    except (Damaged, StorageError) as error:
+        progress.notice(f"the config cannot be used ({error}): going on with the copy in the key slot")
         record = bundle.config
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:

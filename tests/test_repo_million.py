@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import repositories
+from support import mounts, repositories
 
 ENTRIES = 1_000_000
 MIB = 1 << 20
@@ -128,3 +128,18 @@ def test_listed_in_bounded_memory(million: Path, folder: Path) -> None:
     assert found["missing"] is True
     assert found["seconds"] < 1, "the n-th entry is found by bisection"  # type: ignore[operator]
     assert found["peak"] < LIMIT, f"{found['peak']} bytes"  # type: ignore[operator]
+
+
+def test_mounted_and_listed_in_bounded_memory(million: Path, folder: Path) -> None:
+    server = mounts.start(folder, folder / "mnt", part=os.fsencode(million))
+    try:
+        with os.scandir(folder / "mnt") as entries:
+            assert sum(1 for _ in entries) == ENTRIES
+        assert (folder / "mnt" / "0500000").read_bytes() == b"changed"
+        assert not (folder / "mnt" / "0999999x").exists()
+        with open(f"/proc/{server.pid}/status") as f:
+            anonymous = next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
+    finally:
+        server.terminate()
+        mounts.finish(server)
+    assert anonymous < LIMIT, f"{anonymous} bytes"

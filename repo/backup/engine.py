@@ -13,7 +13,7 @@ import time
 from snapfs import __version__
 from snapfs.repo.backup.chunker import Chunker
 from snapfs.repo.backup.estimate import Estimate
-from snapfs.repo.backup.files import FileReader
+from snapfs.repo.backup.files import FileReader, Interruption
 from snapfs.repo.backup.options import BackupOptions, BackupResult
 from snapfs.repo.backup.parents import choose
 from snapfs.repo.backup.sources import absolute, branching, stream_path
@@ -63,6 +63,7 @@ class _Run:
         if not options.dry_run:
             repository.storage.sweep()
         repository.synchronise()
+        repository.snapshots()  # says what is wrong with the events
         earlier = (
             [options.parent]
             if options.parent is not None
@@ -80,13 +81,16 @@ class _Run:
         chunker = Chunker(
             repository.keys.chunker, config.chunk_minimum, config.chunk_average, config.chunk_maximum
         )
-        reader = FileReader(writer, chunker, repository.keys.page, lambda n: self.progress.advance(0, n))
+        reader = FileReader(writer, chunker, repository.keys.page, self._advance)
         self.walker = Walker(
             repository, options, writer, reader, self.progress, lambda: self._checkpoint(writer)
         )
         self.progress.phase("backup")
         if options.stdin is not None:
-            root = self.walker.stream(self.paths[0], options.stdin)
+            try:
+                root = self.walker.stream(self.paths[0], options.stdin)
+            except Interruption:
+                raise KeyboardInterrupt from None
         else:
             with Estimate(self.progress, self.paths, self.parent):
                 root = self.walker.tree(branching(self.paths), [s.record.root for s in self.earlier])
@@ -106,6 +110,11 @@ class _Run:
         self.progress.phase("finish")
         stored = self._commit(writer, root, complete=True)
         return BackupResult(stored, stored.record.totals, self.walker.errors, self.parent)
+
+    def _advance(self, size: int) -> None:
+        self.progress.advance(0, size)
+        if self.progress.interrupted:
+            raise Interruption
 
     def _commit(self, writer: BlobWriter, root: Node, complete: bool) -> StoredSnapshot:
         writer.flush()

@@ -32,6 +32,10 @@ class Content(NamedTuple):
     holes: Holes | None = None
 
 
+class Interruption(Exception):
+    """Raised by an `Advance` to end the reading of a file in the middle."""
+
+
 class FileReader:
     """Reads files into blobs, one after another, with one buffer.
 
@@ -79,7 +83,10 @@ class FileReader:
     def _segments(
         self, fd: int, size: int, holes: Iterator[tuple[int, int]], content: ContentWriter, owner: int
     ) -> int:
-        """Feed everything up to where the file ends now; returns that offset."""
+        """Feed everything up to `size`, or to the end if it is nearer by now; returns that offset.
+
+        What a growing file has gained meanwhile is the next backup's: one that reads after it might never come to the end.
+        """
         segment, at = _Segment(self, content, owner), 0
         for offset, length in holes:
             at += self._data(fd, at, offset, segment)
@@ -93,8 +100,7 @@ class FileReader:
             self._advance(length)
             at = offset + length
         else:
-            while got := self._data(fd, at, max(size, at + 1), segment):  # to the end, wherever it is by now
-                at += got
+            at += self._data(fd, at, size, segment)
         segment.end()
         return at
 
@@ -143,14 +149,8 @@ class _Segment:
 
 
 def _read_all(fd: int, size: int) -> bytes:
-    """Up to the end, wherever it is by now."""
-    data = os.read(fd, size + 1)
-    if len(data) <= size:
-        rest = data and len(data) < size and os.read(fd, size + 1 - len(data))
-        if not rest:
-            return data
-        data += rest
-    parts = [data]
-    while more := os.read(fd, _READ):
-        parts.append(more)
-    return b"".join(parts)
+    """`size` bytes, or up to the end if it is nearer by now."""
+    data = os.read(fd, size)
+    while len(data) < size and (more := os.read(fd, size - len(data))):
+        data += more
+    return data

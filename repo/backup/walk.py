@@ -16,7 +16,7 @@ from typing import BinaryIO
 from msgspec.structs import replace
 
 from snapfs.repo.backup.entries import EntryReader
-from snapfs.repo.backup.files import FileReader
+from snapfs.repo.backup.files import FileReader, Interruption
 from snapfs.repo.backup.nodes import make_node, reason
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.backup.parents import Earlier, EarlierDirectory
@@ -104,7 +104,10 @@ class Walker:
                 if level.next < len(level.names):
                     name = level.names[level.next]
                     level.next += 1
-                    self._entry(level, name)
+                    try:
+                        self._entry(level, name)
+                    except Interruption:
+                        pass  # amid a file, which the checkpoint does without
                     if self._progress.interrupted or time.monotonic() > self._checkpoint_at:
                         self._pause()
                     continue

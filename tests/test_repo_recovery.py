@@ -1,0 +1,102 @@
+"""What is damaged or lost does not come back as sound, and what is left is enough to go on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from snapfs.repo.check.engine import check
+from snapfs.repo.errors import Damaged, RepositoryNotFound
+from snapfs.repo.format import labels as L
+from snapfs.repo.model import Kind
+from support.sources import Desk, Watch
+from support.trees import File, noise
+
+
+def test_a_volume_found_damaged_is_not_relied_on_after_a_read_met_the_damage(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=noise(9_000, 1))})
+    before = desk.snapshot()
+    (volume,) = desk.volumes("data").values()
+    with open(volume, "r+b") as f:
+        f.seek(L.HEADER_SIZE + L.FRAME_HEADER_SIZE + 100)
+        byte = f.read(1)
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes((byte[0] ^ 1,)))
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    with desk.open() as repository, pytest.raises(Damaged):  # looks again at everything, and must not think it sound
+        node = repository.trees.resolve(before.record.root, os.fsencode(desk.source / "file"))
+        repository.blobs.get(node.blobs[0][0], Kind.CONTENT)  # type: ignore[index,arg-type]
+    assert desk.differences(desk.snapshot()) == []
+
+
+@pytest.mark.parametrize("harm", ["lost", "magic", "body"])
+def test_without_its_config_a_repository_opens_with_the_copy_in_a_key_slot(tmp_path: Path, harm: str) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=b"x" * 1000)})
+    desk.snapshot()
+    config = tmp_path / "repository" / "config"
+    if harm == "lost":
+        config.unlink()
+    else:
+        data = bytearray(config.read_bytes())
+        data[0 if harm == "magic" else 150] ^= 1
+        config.write_bytes(data)
+    said = Watch()
+    with desk.open(progress=said) as repository:
+        assert len(repository.snapshots()) == 1
+    assert any("copy in the key slot" in notice for notice in said.notices)
+
+
+def test_an_interrupted_init_is_told_apart(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    (tmp_path / "repository" / "config").unlink()
+    with pytest.raises(RepositoryNotFound, match="init again"):
+        desk.open()
+
+
+def test_a_file_that_keeps_growing_does_not_hold_up_the_backup(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"log": File(content=noise(600_000, 2))})
+    done = threading.Event()
+
+    def grow() -> None:
+        with open(desk.source / "log", "ab", buffering=0) as f:
+            while not done.is_set():
+                f.write(b"one more line\n" * 1000)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    watch = Watch()
+    try:
+        stored = desk.backup(progress=watch)
+    finally:
+        done.set()
+        thread.join()
+    assert stored.errors == 1
+    assert "changed while it was read" in str(watch.errors[0])
+    assert stored.snapshot is not None
+    seen = desk.read(stored.snapshot)[b"/log"]
+    assert seen.size is not None
+    assert seen.size >= 600_000
+
+
+def test_an_interruption_is_heeded_amid_a_large_file(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"a": File(content=b"first" * 100), b"b": File(content=noise(9_000_000, 3))})
+
+    class Impatient(Watch):
+        def advance(self, files: int = 0, bytes: int = 0) -> None:
+            self.interrupted = self.interrupted or bytes > 1_000_000
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.backup(progress=Impatient())
+    with desk.open() as repository:
+        state = repository.events.load()
+        assert not state.snapshots
+        (checkpoint,) = state.checkpoints
+        node = repository.trees.resolve(checkpoint.record.root, os.fsencode(desk.source))
+        assert [child.name for child in repository.trees.children(node)] == [b"a"]
+    watch = Watch()
+    desk.backup(progress=watch)
+    assert watch.items[os.fsencode(desk.source / "a")] == "unchanged"
