@@ -31,6 +31,9 @@ from snapfs.repo.model import MiB, NodeType
 log = logging.getLogger(__name__)
 
 FOREVER = 365 * 86400.0
+A_MOMENT = 1.0
+"""Seconds for which the kernel may take the folders above the snapshots, and `latest`, for unchanged.  With 0 it asks for
+each part of each path again: seven look-ups for every file that `cp -a` copies."""
 _AHEAD = 2 * MiB
 _AHEAD_TASKS = 8
 _WORKERS = 8
@@ -132,11 +135,12 @@ class Snapfs(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         parent = self._links.inode(parent_inode)
         entry = await self._ask(self._view.lookup, parent, name)
-        timeout = FOREVER if self._view.is_lasting(parent) else 0
+        lasting = self._view.is_lasting(parent)
         if entry is None:
             nothing = EntryAttributes()
-            nothing.entry_timeout = timeout
+            nothing.entry_timeout = FOREVER if lasting else 0  # a new snapshot is there as soon as somebody asks for it
             return nothing
+        timeout = FOREVER if lasting else A_MOMENT
         shown = self._links.shown(entry)
         attributes = self._attributes(entry, shown, timeout)
         self._links.hold(shown, entry)
@@ -163,7 +167,7 @@ class Snapfs(pyfuse3.Operations):
         node, to = entry.node, EntryAttributes()
         to.st_ino = shown
         to.entry_timeout = entry_timeout
-        to.attr_timeout = FOREVER if entry.lasting else 0
+        to.attr_timeout = FOREVER if entry.lasting else A_MOMENT
         to.st_mode = _FORMATS[NodeType(node.type)] | node.mode & 0o7777
         if not self._owner_root:
             to.st_uid = node.uid
@@ -229,7 +233,7 @@ class Snapfs(pyfuse3.Operations):
             for position, name in ((1, b"."), (2, b"..")):
                 if start_id < position and not pyfuse3.readdir_reply(token, name, here, position):
                     return
-        timeout = FOREVER if self._view.is_lasting(inode) else 0
+        timeout = FOREVER if self._view.is_lasting(inode) else A_MOMENT
         first = max(start_id - 2, 0)
         for ordinal in itertools.count(first):
             try:
