@@ -31,7 +31,11 @@ def key() -> None:
 
 def _new_password(file: str | None, empty: bool) -> bytes:
     password = passwords.given("SNAPFS_NEW_", file, None, empty, complain)
-    return passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD") if password is None else password
+    return (
+        passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD")
+        if password is None
+        else password
+    )
 
 
 def _new_options(function: Any) -> Any:

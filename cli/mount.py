@@ -87,7 +87,8 @@ def mount(
         imports.join()
         host = os.fsencode(socket.gethostname())
         points.check_sources(
-            mountpoint, {path for s in repository.snapshots() if s.record.host == host for path in s.record.paths}
+            mountpoint,
+            {path for s in repository.snapshots() if s.record.host == host for path in s.record.paths},
         )
 
         def serve(ready: Callable[[], None]) -> None:

@@ -56,7 +56,9 @@ def check_sources(mountpoint: str, sources: Iterable[bytes]) -> None:
     for source in sources:
         if source == here or source.startswith(here.rstrip(b"/") + b"/"):
             name = source.decode("utf-8", "backslashreplace")
-            raise MountError(f"{mountpoint}: mounting there would hide {name}, which is backed up from here: mount elsewhere")
+            raise MountError(
+                f"{mountpoint}: mounting there would hide {name}, which is backed up from here: mount elsewhere"
+            )
 
 
 def mounted_type(mountpoint: str) -> str | None:

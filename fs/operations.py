@@ -138,7 +138,9 @@ class Snapfs(pyfuse3.Operations):
         lasting = self._view.is_lasting(parent)
         if entry is None:
             nothing = EntryAttributes()
-            nothing.entry_timeout = FOREVER if lasting else 0  # a new snapshot is there as soon as somebody asks for it
+            nothing.entry_timeout = (
+                FOREVER if lasting else 0
+            )  # a new snapshot is there as soon as somebody asks for it
             return nothing
         timeout = FOREVER if lasting else A_MOMENT
         shown = self._links.shown(entry)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError, StorageError
@@ -124,7 +124,7 @@ class BlobReader:
 
     def _try_copies(self, blob: BlobId, kind: Kind) -> bytes:
         problem: RepositoryError | None = None
-        for location in self._index.copies(blob):
+        for location in self._places(blob):
             try:
                 return self._read(blob, kind, location)
             except MemoryError as error:  # never to be taken for damage
@@ -132,6 +132,13 @@ class BlobReader:
             except RepositoryError as error:
                 problem = problem or error
         raise problem or BlobMissing(blob)
+
+    def _places(self, blob: BlobId) -> Iterator[Location]:
+        """The best place first, which is nearly always the only one; the others are looked for only after it failed."""
+        first = self._index.get(blob)
+        if first is not None:
+            yield first
+        yield from (at for at in self._index.copies(blob) if at != first)
 
     def _read(self, blob: BlobId, kind: Kind, at: Location) -> bytes:
         volume = self._index.volume(at.volume)

@@ -87,10 +87,18 @@ class Index:
 
     def get(self, blob: bytes) -> Location | None:
         """A place of the blob in a usable volume.  Raises IndexBroken."""
-        for location in self.copies(blob):
-            if self._is_usable(location.volume):
-                return location
-        return None
+        key = blob[:KEY]
+        try:
+            with self._env.begin(db=self._blobs) as txn:
+                value = txn.get(key)
+        except lmdb.Error as error:
+            raise IndexBroken(str(error)) from error
+        if value is None:
+            return None
+        location = self._decode(key, value)
+        if location is not None and location.volume in self._usable:
+            return location
+        return next((at for at in self.copies(blob) if self._is_usable(at.volume)), None)
 
     def holder(self, blob: bytes) -> int | None:
         """The number of a usable volume that has the blob: what deduplication asks, once for every blob there is."""

@@ -73,6 +73,8 @@ class Repository:
         self.client = client
         self.system = system
         self.cache_bytes = cache_bytes
+        self.config_problem: str | None = None
+        """What is wrong with the config's file, where its copy in the key slot is used."""
         self._bundle = bundle
         self._index_folder = index_folder
         self._progress = progress
@@ -132,12 +134,16 @@ class Repository:
         client = Client(os.path.join(state_dir, here), system)
         slot, bundle = _open_slots(storage, password, repository, client.remembered.slot)
         keys = Keys(bundle, f"keys/{slot[:8]}")
-        config = _open_config(storage, keys, bundle, repository, progress)
+        config, problem = _open_config(storage, keys, bundle, repository)
+        if problem is not None:
+            progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
         client.remember(slot=slot)
         index_folder = None if no_cache else os.path.join(cache_dir, here, "index")
-        return Repository(
+        opened = Repository(
             storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system
         )
+        opened.config_problem = problem
+        return opened
 
     def __enter__(self) -> Self:
         return self
@@ -221,7 +227,9 @@ class Repository:
             progress.advance(1, size)
             try:
                 entries = list(self.volumes.directory(kind, name, size))
-                usable = name not in known or known[name].usable  # what check found damaged stays so until it finds it sound
+                usable = (
+                    name not in known or known[name].usable
+                )  # what check found damaged stays so until it finds it sound
             except Damaged as error:
                 progress.notice(
                     f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
@@ -344,14 +352,17 @@ def _open_slots(storage: LocalStorage, password: bytes, repository: bytes, first
     raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")
 
 
-def _open_config(storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes, progress: Progress) -> Config:
+def _open_config(
+    storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes
+) -> tuple[Config, str | None]:
+    """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
+    problem = None
     try:
         data = storage.read("config")
         record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
     except (Damaged, StorageError) as error:
-        progress.notice(f"the config cannot be used ({error}): going on with the copy in the key slot")
-        record = bundle.config
+        problem, record = str(error), bundle.config
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:
         raise Damaged("belongs to another repository", "config")
-    return config
+    return config, problem

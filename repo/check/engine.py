@@ -48,6 +48,8 @@ class _Check:
         state = repository.events.load()
         for text in state.problems:
             result.add("event", text, "events")
+        if repository.config_problem is not None:
+            result.add("config", repository.config_problem, "config")
         self._leftovers()
         self._volumes()
         walk = TreeCheck(repository, self._progress)

@@ -93,6 +93,8 @@ class _Restore:
             todo = self._ahead.steps(todo)
         try:
             for step in todo:
+                if self._progress.interrupted:
+                    raise KeyboardInterrupt
                 self._step(step)
         finally:
             self._chain.close()
