@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import importlib
 import io
 import json
@@ -245,6 +246,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # a tenth of an unchanged backup went into looking for cycles that are not made
     with _signals():
         code = run(sys.argv[1:])
     sys.exit(code)
