@@ -11,7 +11,7 @@ import pytest
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryNotFound
 from snapfs.repo.format import labels as L
-from snapfs.repo.model import Kind
+from snapfs.repo.model import BlobId, Kind
 from support.sources import Desk, Watch
 from support.trees import File, noise
 
@@ -27,12 +27,12 @@ def test_a_volume_found_damaged_is_not_relied_on_after_a_read_met_the_damage(tmp
         f.write(bytes((byte[0] ^ 1,)))
     with desk.open() as repository:
         assert not check(repository, read_data=True).ok
-    with (
-        desk.open() as repository,
-        pytest.raises(Damaged),
-    ):  # looks again at everything, and must not think it sound
+    with desk.open() as repository:
         node = repository.trees.resolve(before.record.root, os.fsencode(desk.source / "file"))
-        repository.blobs.get(node.blobs[0][0], Kind.CONTENT)  # type: ignore[index,arg-type]
+        assert node.blobs is not None
+        blob = BlobId(node.blobs[0][0] or b"")
+        with pytest.raises(Damaged):  # it looks again at everything, and must not think it sound
+            repository.blobs.get(blob, Kind.CONTENT)
     assert desk.differences(desk.snapshot()) == []
 
 
@@ -56,7 +56,7 @@ def test_without_its_config_a_repository_opens_with_the_copy_in_a_key_slot(tmp_p
 def test_an_interrupted_init_is_told_apart(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     (tmp_path / "repository" / "config").unlink()
-    with pytest.raises(RepositoryNotFound, match="snapfs init. again"):
+    with pytest.raises(RepositoryNotFound, match=r"snapfs init. again"):
         desk.open()
 
 
