@@ -16,7 +16,7 @@ export PYTHON
 
 test: lint
 	@echo "-- tests"
-	@$(BIN)/pytest --strict-skips $(PYTEST_ARGS)
+	@$(BIN)/pytest --strict-skips --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	@echo "-- format, lint, types, layers"

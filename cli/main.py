@@ -247,7 +247,9 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)  # a tenth of an unchanged backup went into looking for cycles that are not made
+    gc.set_threshold(
+        50_000, 20, 50
+    )  # a tenth of an unchanged backup went into looking for cycles that are not made
     with _signals():
         code = run(sys.argv[1:])
     sys.exit(code)
