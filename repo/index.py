@@ -9,6 +9,7 @@ answer.  Equal blobs in two volumes are two values of one key.  LMDB keeps no ch
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import os
 import secrets
@@ -286,6 +287,7 @@ class Index:
         child = os.fork()
         if child == 0:
             status = 1
+            faulthandler.disable()  # dying here is an answer, not a crash to be reported
             try:
                 self._open_env()
                 with self._env.begin(db=self._blobs) as txn:

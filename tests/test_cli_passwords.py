@@ -109,8 +109,8 @@ def test_generated(cli: Cli) -> None:
 
 def test_new_passwords_are_typed_twice(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter([b"one", b"other", b"same", b"same"])
-    monkeypatch.setattr(passwords, "ask", lambda question: next(typed))
-    assert passwords.ask_new("?") == b"same"
+    monkeypatch.setattr(passwords, "ask", lambda question, instead: next(typed))
+    assert passwords.ask_new("?", "--file") == b"same"
 
 
 def test_a_typed_password_may_be_wrong_twice(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,10 +396,8 @@ def test_dry_run_stores_nothing(tmp_path: Path) -> None:
 def test_skip_if_unchanged(tmp_path: Path) -> None:
     desk = Desk(tmp_path, {b"f": File(noise(300_000))})
     desk.snapshot()
-    for _ in range(20):  # the folders above count too, and other tests work in them
-        result = desk.backup(skip_if_unchanged=True)
-        if result.skipped:
-            break
+    (tmp_path / "beside").touch()  # the folders above a source do not count
+    result = desk.backup(skip_if_unchanged=True)
     assert result.skipped
     assert result.snapshot is None
     (desk.source / "f").write_bytes(b"x")

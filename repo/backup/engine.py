@@ -99,11 +99,7 @@ class _Run:
         if options.dry_run:
             return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent)
         assert isinstance(writer, BlobWriter)
-        if (
-            options.skip_if_unchanged
-            and self.parent is not None
-            and self.parent.record.root.root == root.root
-        ):
+        if options.skip_if_unchanged and self.parent is not None and not self.walker.changed:
             return BackupResult(
                 None, self._totals(writer, root), self.walker.errors, self.parent, skipped=True
             )

@@ -62,6 +62,8 @@ class _Level:
         self.writer = writer
         self.earlier = earlier
         self.was: list[Earlier] = []
+        self.source = False
+        """It is one of the folders that were named."""
 
 
 class Walker:
@@ -82,6 +84,8 @@ class Walker:
         self.counts = Counts()
         self.errors = 0
         self.reached = False
+        self.changed = False
+        """A source is not what it was, metadata and all; the folders above do not count."""
 
     # ---- whole trees ---------------------------------------------------------------------------------------------
 
@@ -171,6 +175,7 @@ class Walker:
 
     def _enter(self, fd: int, path: bytes, node: Node, below: Branching | None, device: int,
                rules: DirectoryRules | None, earlier: Sequence[Node]) -> None:  # fmt: skip
+        source = below is not None and below.whole
         if below is not None and not below.whole:
             names = sorted(below.names)
         else:
@@ -189,6 +194,7 @@ class Walker:
         writer = DirectoryWriter(self.entries.put, self._repository.keys.page)
         beside = EarlierDirectory(self._repository.blobs, earlier)
         self._stack.append(_Level(fd, path, node, names, below, rules, device, writer, beside))
+        self._stack[-1].source = source
 
     def _leave(self) -> Node:
         level = self._stack.pop()
@@ -201,6 +207,7 @@ class Walker:
             action = "unchanged" if raw is not None else "changed" if level.was else "new"
             self.counts.directories += 1
             self.counts.dirs[action] += 1
+            self.changed |= level.source and raw is None
             self._progress.item(level.path, action)
         return node
 
@@ -263,6 +270,7 @@ class Walker:
             self._failed(path, reason(error))
             return
         self.reached = True
+        self.changed |= below is not None and raw is None
         level.writer.add(node, raw)
         if node.is_file:
             self._progress.advance(
@@ -282,4 +290,5 @@ class Walker:
 
     def _report(self, error: SourceError) -> None:
         self.errors += 1
+        self.changed = True
         self._progress.error(error)
