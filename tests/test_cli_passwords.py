@@ -109,7 +109,7 @@ def test_generated(cli: Cli) -> None:
 
 def test_new_passwords_are_typed_twice(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter([b"one", b"other", b"same", b"same"])
-    monkeypatch.setattr(passwords, "ask", lambda question, instead: next(typed))
+    monkeypatch.setattr(passwords, "ask", lambda question, instead="": next(typed))
     assert passwords.ask_new("?", "--file") == b"same"
 
 
@@ -118,7 +118,7 @@ def test_a_typed_password_may_be_wrong_twice(cli: Cli, monkeypatch: pytest.Monke
     from support.cli import PASSWORD
 
     typed = iter([b"one", b"other", PASSWORD])
-    monkeypatch.setattr(passwords, "ask", lambda question: next(typed))
+    monkeypatch.setattr(passwords, "ask", lambda question, instead="": next(typed))
     cli("snapshots").ok()
     typed = iter([b"one", b"other", b"third", PASSWORD])
     done = cli("snapshots")
