@@ -590,6 +590,18 @@ def test_delete_spares_the_repository_and_what_was_not_restored_whole(case: Case
     assert not case.source.exists()
 
 
+@pytest.mark.parametrize("inside", [".", "data", "new/folder"])
+def test_the_repository_is_no_target(case: Case, inside: str) -> None:
+    (case.source / "f").touch()
+    case.target = case.folder / "link"
+    case.target.symlink_to(case.folder / "repository")
+    case.target /= inside
+    with pytest.raises(UsageError, match="repository itself"):
+        case.restore(delete=True)
+    assert (case.folder / "repository" / "config").exists()
+    assert not (case.folder / "repository" / "new").exists()
+
+
 def test_contradictions(tmp_path: Path) -> None:
     for options in (
         RestoreOptions(delete=True, strip_components=1),

@@ -10,7 +10,7 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from snapfs.repo.errors import Damaged, RepositoryError, StorageError, TargetError
+from snapfs.repo.errors import Damaged, RepositoryError, StorageError, TargetError, UsageError
 from snapfs.repo.model import MiB, Node
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repository import Repository
@@ -46,6 +46,7 @@ def restore(
     cannot be written at all (full, read-only, not a folder), RepositoryError if the repository cannot be read at all.
     """
     options.check(target)
+    _refuse_repository(repository, target)
     workers = max(2, min(os.cpu_count() or 2, 8))
     frames = repository.blobs.frames
     before, frames.limit = frames.limit, min(frames.limit, _CACHE_BYTES)
@@ -59,6 +60,13 @@ def restore(
     if options.verify and not options.dry_run:
         verify(repository, root, target, options, job.result, progress)
     return job.result
+
+
+def _refuse_repository(repository: Repository, target: bytes) -> None:
+    """Raises UsageError for a target in the repository: with --delete it would be gone, without it has strangers in it."""
+    kept, here = os.fsencode(os.path.realpath(repository.storage.place)), os.path.realpath(target)
+    if os.path.commonpath((kept, here)) == kept:
+        raise UsageError("the target lies in the repository itself: choose another one")
 
 
 class _Restore:
