@@ -277,8 +277,8 @@ class Index:
         """Whether the file is as the last process closed it.  If not, LMDB, which trusts what it maps, could end this
         process with a signal; and to begin anew costs less than to look at every page of every index that is opened."""
         try:
-            with open(self._stamp_path) as f:
-                return f.read() == self._stamp()
+            with open(self._stamp_path, "rb") as f:  # bytes: a damaged one need not be text
+                return f.read() == self._stamp().encode()
         except OSError:  # none yet, or no index
             return True
 

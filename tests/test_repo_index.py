@@ -243,6 +243,16 @@ def test_cut_and_replaced_files(tmp_path: Path) -> None:
         assert look_up_all(str(folder), 50) == "right 0 missing 50"
 
 
+def test_a_damaged_stamp_is_no_stamp(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    for bad in (b"\xa5", b"", b"1 2 3"):
+        index = Index(str(folder), TAG)
+        index.add(ONE, VolumeKind.DATA, 1, entries(50))
+        index.close()
+        (folder / "stamp").write_bytes(bad)
+        assert look_up_all(str(folder), 50) == "right 0 missing 50"
+
+
 def test_an_index_of_another_repository_is_thrown_away(tmp_path: Path) -> None:
     index = Index(str(tmp_path / "index"), TAG)
     index.add(ONE, VolumeKind.DATA, 1, entries(5))
