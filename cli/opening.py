@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -59,7 +60,8 @@ def open_repository(settings: Settings, progress: Progress) -> Repository:
         )
 
     if not os.path.exists(os.path.join(where, "config")):
-        return attempt(b"")  # there is nothing to open: says so without asking for a password
+        with contextlib.suppress(WrongPassword):  # then there is a repository, and only its config is lost
+            return attempt(b"")  # there is nothing to open: says so without asking for a password
     password = passwords.existing(settings, progress.notice)
     if password is not None:
         return attempt(password)

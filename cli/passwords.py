@@ -20,6 +20,8 @@ from snapfs.repo.errors import UsageError
 Notice = Callable[[str], None]
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
 """32 of them: 5 bits a letter; none that looks like another."""
+_TOO_LONG = 64 * 1024
+"""In bytes: more is no password but a wrong file, /dev/zero perhaps, that would fill the memory."""
 _FROM_ENVIRONMENT = ("PASSWORD_COMMAND", "PASSWORD_FILE", "PASSWORD_FD", "PASSWORD")
 
 
@@ -109,7 +111,7 @@ def _from_file(name: str, notice: Notice) -> bytes:
     try:
         with open(name, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            password = _first_line(file.read(), f"password file {name}")
+            password = _first_line(file.read(_TOO_LONG), f"password file {name}")
     except OSError as error:
         raise UsageError(f"password file {name}: {error.strerror}") from None
     if stat.S_ISREG(mode) and mode & stat.S_IROTH:
@@ -136,12 +138,14 @@ def _from_command(text: str) -> bytes:
 def _from_descriptor(text: str, origin: str) -> bytes:
     try:
         with open(int(text), "rb") as file:
-            return _first_line(file.read(), origin)
+            return _first_line(file.read(_TOO_LONG), origin)
     except (ValueError, OSError):
         raise UsageError(f"{origin}={text} is not a file descriptor that can be read") from None
 
 
 def _first_line(data: bytes, origin: str) -> bytes:
+    if len(data) >= _TOO_LONG:
+        raise UsageError(f"{origin}: too long for a password")
     password = data.rstrip(b"\r\n")
     if b"\n" in password:
         raise UsageError(f"{origin}: more than one line, and a password is one")

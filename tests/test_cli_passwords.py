@@ -9,7 +9,7 @@ import pytest
 
 from snapfs.cli import passwords
 from snapfs.repo.errors import UsageError
-from support.cli import Cli
+from support.cli import PASSWORD, Cli
 
 
 @pytest.fixture
@@ -28,6 +28,23 @@ def test_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNAPFS_PASSWORD", "a\udcff ")
     assert given() == b"a\xff "
     assert passwords.given("SNAPFS_NEW_") is None
+
+
+def test_an_endless_file_is_no_password(cli: Cli) -> None:
+    with pytest.raises(UsageError, match="too long"):
+        passwords.given("SNAPFS_", file="/dev/zero")
+
+
+def test_without_its_config_a_repository_opens_with_its_password(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.create()
+    monkeypatch.setenv("SNAPFS_PASSWORD", os.fsdecode(PASSWORD))
+    cli.snapshot()
+    (cli.repo / "config").unlink()
+    assert "going on with the copy" in cli("snapshots").ok().err
+    monkeypatch.setenv("SNAPFS_PASSWORD", "another")
+    assert cli("snapshots").code == 12
 
 
 def test_files_lose_the_end_of_the_line_only(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
