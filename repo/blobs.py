@@ -17,7 +17,7 @@ from snapfs.repo.format.crypto import keyed_hash
 from snapfs.repo.index import Index, IndexBroken
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Location, MiB
-from snapfs.repo.volumes import Volumes
+from snapfs.repo.volumes import Volumes, is_absent, object_name
 
 log = logging.getLogger(__name__)
 
@@ -142,9 +142,14 @@ class BlobReader:
 
     def _read(self, blob: BlobId, kind: Kind, at: Location) -> bytes:
         volume = self._index.volume(at.volume)
-        frame = self.frames.get(
-            (at.volume, at.frame), lambda: self._volumes.frame(volume.kind, volume.name, at)[1]
-        )
+        try:
+            frame = self.frames.get(
+                (at.volume, at.frame), lambda: self._volumes.frame(volume.kind, volume.name, at)[1]
+            )
+        except StorageError as error:
+            if is_absent(error):
+                raise Damaged("the volume is missing", object_name(volume.kind, volume.name)) from error
+            raise
         data = frame[at.offset : at.offset + at.length]
         if keyed_hash(self._keys[kind], data) != blob:
             raise Damaged(f"blob {blob.hex()[:16]} is not what its id says", volume.name.hex())

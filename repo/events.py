@@ -155,6 +155,10 @@ class Events:
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
         events = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
+        if not self._opened:  # the first is written before the config: without a config nobody gets here
+            state.problems.append(
+                "there are no events at all: they were deleted, and with them the list of snapshots"
+            )
         self._find_missing(events, state)
         named = {head.name for e in events.values() for head in e.heads}
         state.heads = tuple(

@@ -103,3 +103,24 @@ def test_an_interruption_is_heeded_amid_a_large_file(tmp_path: Path) -> None:
     watch = Watch()
     desk.backup(progress=watch)
     assert watch.items[os.fsencode(desk.source / "a")] == "unchanged"
+
+
+def test_a_missing_volume_is_damage_and_a_lost_list_of_snapshots_is_said(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=noise(9_000, 4))})
+    snapshot = desk.snapshot()
+    for volume in desk.volumes("trees").values():
+        volume.unlink()
+    with desk.open() as repository, pytest.raises(Damaged):
+        list(repository.trees.children(snapshot.record.root))
+    events, aside = tmp_path / "repository" / "events", tmp_path / "aside"
+    events.rename(aside)
+    with desk.open() as repository:
+        assert any("no events at all" in problem for problem in repository.events.load().problems)
+    aside.rename(events)
+
+
+def test_empty_folders_that_a_copy_left_behind_are_made_again(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=noise(9_000, 5))})
+    for folder in ("tmp", "data", "trees", "locks"):
+        (tmp_path / "repository" / folder).rmdir()
+    assert desk.differences(desk.snapshot()) == []

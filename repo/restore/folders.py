@@ -195,8 +195,21 @@ def remove(name: bytes, above: int) -> int:
     return removed + 1
 
 
+def _is_repository(fd: int) -> bool:
+    """Whether an open directory looks like one: these are never removed, whatever stands in their way."""
+    try:
+        return all(
+            stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode) for name in ("keys", "events", "data", "trees")
+        )
+    except OSError:
+        return False
+
+
 def _enter(name: bytes, above: int, device: int) -> int:
     fd, found = open_directory(name, above)
+    if _is_repository(fd):
+        os.close(fd)
+        raise OSError(errno.EBUSY, "a snapfs repository lies there")
     if found.st_dev != device:
         os.close(fd)
         raise OSError(errno.EBUSY, "another file system is mounted there")

@@ -47,6 +47,9 @@ class LocalObject:
         self._name = f"tmp/{secrets.token_hex(16)}"
         self._failed = False
         with _failing_as(f"create {self._name}"):
+            os.makedirs(
+                storage.path("tmp"), 0o700, exist_ok=True
+            )  # some ways of copying leave empty folders behind
             while True:
                 self._fd = os.open(
                     storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
