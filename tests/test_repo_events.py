@@ -73,8 +73,11 @@ def tags(state: State) -> list[tuple[bytes, ...]]:
     return [s.tags for s in state.snapshots]
 
 
-def test_nothing_yet(world: World) -> None:
-    assert world.state() == State()
+def test_no_events_at_all_is_said(world: World) -> None:
+    """An init writes the first event, so a repository without any has lost them."""
+    state = world.state()
+    assert (state.snapshots, state.checkpoints, state.heads) == ([], [], ())
+    assert "no events at all" in state.problems[0]
 
 
 def test_snapshots_come_back_by_time(world: World) -> None:
@@ -299,7 +302,7 @@ def test_an_empty_folder_is_a_rollback_too(world: World) -> None:
     world.client("a").publish_snapshot(snapshot(1))
     for path in world.files():
         path.unlink()
-    assert len(world.client("a").load().problems) == 1
+    assert len(world.client("a").load().problems) == 2
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "other name", "huge"])
