@@ -341,8 +341,7 @@ def test_sweep_never_raises(storage: LocalStorage) -> None:
     os.unlink(storage.path("tmp/link"))
     os.rmdir(storage.path("tmp"))
     storage.sweep()
-    with pytest.raises(StorageError):
-        storage.create()
+    storage.create().discard()  # an empty folder that a copy left behind is made again
 
 
 def test_many_files_from_many_threads(storage: LocalStorage) -> None:

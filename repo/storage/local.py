@@ -47,19 +47,22 @@ class LocalObject:
         self._name = f"tmp/{secrets.token_hex(16)}"
         self._failed = False
         with _failing_as(f"create {self._name}"):
-            os.makedirs(
-                storage.path("tmp"), 0o700, exist_ok=True
-            )  # some ways of copying leave empty folders behind
             while True:
-                self._fd = os.open(
-                    storage.path(self._name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-                )
+                try:
+                    self._fd = self._make()
+                except FileNotFoundError:  # some ways of copying leave empty folders behind
+                    os.mkdir(storage.path("tmp"), 0o700)
+                    self._fd = self._make()
                 # Some network file systems have no flock: there, what dead writers leave stays.
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(self._fd).st_nlink:
                     break
                 os.close(self._fd)  # another process swept it before it was locked
+
+    def _make(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(self._storage.path(self._name), flags, 0o600)
 
     def write(self, *parts: bytes) -> None:
         with self._condemning("write"):
