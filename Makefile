@@ -9,7 +9,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-INSTALLED_FROM := pyproject.toml setup.py repo/backup/_gear.pyx src/snapfs/__init__.py
+INSTALLED_FROM := pyproject.toml setup.py $(wildcard repo/*/_*.pyx) src/snapfs/__init__.py
 export PYTHON
 
 .PHONY: test demo lint format clean system
@@ -34,7 +34,7 @@ demo: .venv/.installed
 
 clean:
 	rm -rf .venv .make build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f repo/backup/_gear.c repo/backup/_gear.*.so
+	rm -f repo/*/_*.c repo/*/_*.so
 	find fs repo cli tests src -name __pycache__ -prune -exec rm -rf {} +
 
 system:

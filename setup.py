@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 LAYERS = ("fs", "repo", "cli")
+COMPILED = ("backup._gear", "backup._reading")
 
 if all(Path("src/snapfs", layer).is_dir() for layer in LAYERS):
     package_dir = {"": "src"}
@@ -26,7 +27,10 @@ setup(
     packages=packages,
     ext_modules=[
         Extension(
-            "snapfs.repo.backup._gear", [f"{engine}/backup/_gear.pyx"], extra_compile_args=["-O3", "-g0"]
-        ),
+            f"snapfs.repo.{name}",
+            [f"{engine}/{name.replace('.', '/')}.pyx"],
+            extra_compile_args=["-O3", "-g0"],
+        )
+        for name in COMPILED
     ],
 )

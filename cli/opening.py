@@ -13,6 +13,7 @@ from snapfs.cli.options import Settings
 from snapfs.cli.render import complain
 from snapfs.repo.errors import UsageError, WrongPassword
 from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.heap import keep_memory
 from snapfs.repo.model import Node
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
@@ -51,6 +52,7 @@ def place(settings: Settings) -> str:
 def open_repository(settings: Settings, progress: Progress) -> Repository:
     """Open it, with up to three tries where the password is typed."""
     prepare_log()
+    keep_memory()
     where = place(settings)
 
     def attempt(password: bytes) -> Repository:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from snapfs.fs.operations import Snapfs
 
 _READ_AHEAD_KIB = 1024
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,6 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         ) from error
     from snapfs.fs.view import View
 
-    _tune_heap()
     keep = options.cache_bytes // 3
     repository.blobs.frames.limit = options.cache_bytes - keep
     operations = Snapfs(
@@ -138,18 +135,6 @@ def _enter(mountpoint: str) -> None:
         device = os.stat(mountpoint).st_dev
         with open(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb", "w") as knob:
             knob.write(str(_READ_AHEAD_KIB))
-
-
-def _tune_heap() -> None:
-    """Keep the memory of large blobs for the next ones: mapped afresh for each, its page faults cost more than the reading.
-
-    Two arenas only, since frames are freed in another order and thread than made, and each arena keeps its own.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_ARENA_MAX, 2)
-        mallopt(_M_MMAP_THRESHOLD, 16 * MiB)
-        mallopt(_M_TRIM_THRESHOLD, 64 * MiB)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
 from snapfs.repo.volumes import OBJECTS, Volumes
 
 WORKERS = 2
+_DATA, _TREE = int(VolumeKind.DATA), int(VolumeKind.TREE)  # an Enum's hash and properties are slow
 _BUDGET = 24 * MiB
 """Plaintext waiting for a worker, at most."""
 _OPEN_OWNERS = 32
@@ -108,9 +109,11 @@ class BlobWriter:
         self._client = client
         self._volume_size = volume_size
         self._level = 0 if compression == "off" else framing.LEVELS[compression]
+        self._last = threading.local()
+        """`codec` of the frame that this worker compressed last."""
         self._pending: set[BlobId] = set()
         """Blobs that are on their way and not in the index yet: at most what the open volumes and the queue hold."""
-        self._joining: OrderedDict[tuple[VolumeKind, int], JoinedFrame] = OrderedDict()
+        self._joining: OrderedDict[tuple[int, int], JoinedFrame] = OrderedDict()
         self._open: dict[VolumeKind, VolumeWriter] = {}
         self._unpublished: set[VolumeWriter] = set()
         """The open volumes, and those that wait for a worker to finish them."""
@@ -152,8 +155,8 @@ class BlobWriter:
         if self.known(blob):
             return blob
         self._pending.add(blob)
-        length, volume = len(data), kind.volume
-        limit = L.JOINED_DATA if volume is VolumeKind.DATA else L.JOINED_TREE
+        length, volume = len(data), _DATA if kind is Kind.CONTENT else _TREE
+        limit = L.JOINED_DATA if volume is _DATA else L.JOINED_TREE
         key = (volume, owner)
         frame = self._joining.get(key)
         if frame is not None and (frame.size + length > limit or len(frame.ids) >= L.JOINED_BLOBS):
@@ -163,7 +166,7 @@ class BlobWriter:
             frame = self._joining[key] = JoinedFrame()
             if len(self._joining) > _OPEN_OWNERS:
                 self._submit(next(iter(self._joining)))
-        frame.words.append(framing.word(kind, length))
+        frame.words.append(kind << 24 | length)  # framing.word, without the call
         frame.ids.append(blob)
         frame.blobs.append(data if isinstance(data, bytes) else bytes(data))
         frame.size += length
@@ -187,10 +190,10 @@ class BlobWriter:
 
     # ---- between the calling thread and the workers --------------------------------------------------------------
 
-    def _submit(self, key: tuple[VolumeKind, int]) -> None:
+    def _submit(self, key: tuple[int, int]) -> None:
         frame = self._joining.pop(key)
         self._wait(_BUDGET)
-        self._run(self._store, key[0], frame, weight=frame.size + 1)
+        self._run(self._store, VolumeKind(key[0]), frame, weight=frame.size + 1)
 
     def _run(self, work: Callable[..., None], *args: object, weight: int = 1) -> None:
         with self._changed:
@@ -235,7 +238,11 @@ class BlobWriter:
 
     def _store(self, kind: VolumeKind, frame: JoinedFrame) -> None:
         plain = framing.join(frame.words, frame.blobs)
-        codec, body = framing.compress(plain, self._level)
+        # Where the last frame shrank, so will this one, mostly: then samples would cost a fifth of compressing.
+        codec, body = framing.compress(
+            plain, self._level, sample=getattr(self._last, "codec", L.STORED) == L.STORED
+        )
+        self._last.codec = codec
         finished = None
         with self._locks[kind]:
             volume = self._open.get(kind)

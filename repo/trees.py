@@ -39,7 +39,12 @@ class DirectoryWriter:
         """`raw`: the node's encoding, where it is copied from an earlier snapshot."""
         if raw is None:
             raw = records.encode(node)
-        self._pages.add(raw, node.name, Sums(1, bytes_of(node), nodes_of(node), files_of(node)), node.name)
+        below, name = node.below, node.name
+        if below is None:
+            sums = Sums(1, node.size or 0, 1, int(node.is_file))
+        else:
+            sums = Sums(1, below.size, 1 + below.nodes, below.files)
+        self._pages.add(raw, name, sums, name)
 
     def clone(self) -> DirectoryWriter:
         other = DirectoryWriter.__new__(DirectoryWriter)

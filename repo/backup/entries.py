@@ -15,19 +15,25 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from snapfs.repo.backup.files import Content, FileReader
+from snapfs.repo.backup import _reading as reading
+from snapfs.repo.backup.files import Content, FileReader, Status
 from snapfs.repo.backup.nodes import by_descriptor, group_name, make_node, read_xattrs, user_name
 from snapfs.repo.backup.parents import Earlier
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import SourceError
-from snapfs.repo.model import BlobId, Kind, Node, Xattr
+from snapfs.repo.model import BlobId, Kind, MiB, Node, Xattr
 from snapfs.repo.packing import Putter
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _LINKS = 4096
 """Hard-linked files whose content is remembered, so that another name of one is not read again."""
 
+SMALL_BYTES = MiB
+"""Small files are read in groups of so many bytes at most."""
+
 Report = Callable[[SourceError], None]
+Small = tuple[reading.Status, bytes]
+"""The status of a file while it was open, and its content."""
 
 
 class Taken(NamedTuple):
@@ -53,25 +59,40 @@ class EntryReader:
         self._links: OrderedDict[tuple[int, int], Content] = OrderedDict()
         self._ordinals: dict[int, int] = {}
         self._euid = os.geteuid()
+        self._buffer = bytearray()
         self.filesystems: list[bytes] = []
         self.with_xattrs = 0
 
-    def file(
-        self, dir_fd: int, name: bytes, path: bytes, st: os.stat_result, was: Sequence[Earlier]
-    ) -> Taken:
-        """A regular file: not opened if an earlier snapshot has it unchanged."""
-        for earlier in was:
-            if self._unchanged(earlier.node, st):
-                return self._reuse(path, st, earlier)
+    def unchanged(self, st: Status, was: Sequence[Earlier]) -> Earlier | None:
+        """The earlier entry that tells all of a regular file, so that it need not be opened."""
+        return next((earlier for earlier in was if self._unchanged(earlier.node, st)), None)
+
+    def read_small(
+        self, dir_fd: int, names: list[bytes], statuses: list[reading.Status]
+    ) -> list[Small | None]:
+        """Files below SMALL_BYTES in all, each FileReader.is_small, in one go; None for one that file() has to read."""
+        if not self._buffer:
+            self._buffer = bytearray(SMALL_BYTES)
+        return reading.read_small(dir_fd, names, statuses, self._euid, self._buffer)
+
+    def small(self, name: bytes, read: Small, was: Sequence[Earlier]) -> Taken:
+        """A file that read_small has read."""
+        st, data = read
+        content = self._reader.whole(data, st.st_uid)
+        node = make_node(
+            name, st, with_atime=self._with_atime, size=content.size, data=content.data, blobs=content.blobs
+        )
+        return Taken(node, None, "changed" if was else "new")
+
+    def file(self, dir_fd: int, name: bytes, path: bytes, st: Status, was: Sequence[Earlier]) -> Taken:
+        """Any regular file that is to be read."""
         fd = self.open(dir_fd, name, st.st_uid)
         try:
             return Taken(self._read(fd, name, path, st), None, "changed" if was else "new")
         finally:
             os.close(fd)
 
-    def other(
-        self, dir_fd: int, name: bytes, path: bytes, st: os.stat_result, was: Sequence[Earlier]
-    ) -> Taken:
+    def other(self, dir_fd: int, name: bytes, path: bytes, st: Status, was: Sequence[Earlier]) -> Taken:
         """A symbolic link, device, fifo or socket."""
         target = os.fsencode(os.readlink(name, dir_fd=dir_fd)) if stat.S_ISLNK(st.st_mode) else None
         xattrs = self.xattrs(by_descriptor(dir_fd, name), path)
@@ -103,7 +124,7 @@ class EntryReader:
             self.with_xattrs += 1
         return found
 
-    def _unchanged(self, earlier: Node, st: os.stat_result) -> bool:
+    def _unchanged(self, earlier: Node, st: Status) -> bool:
         """The decided rule, and that everything the earlier entry needs is still in the repository."""
         if (
             earlier.mtime != st.st_mtime_ns
@@ -118,7 +139,8 @@ class EntryReader:
             return all(blob is None or known(BlobId(blob)) for blob, _ in earlier.blobs or ())
         return all(known(BlobId(blob)) for _, blob in self._contents.blobs(earlier))
 
-    def _reuse(self, path: bytes, st: os.stat_result, earlier: Earlier) -> Taken:
+    def reuse(self, path: bytes, st: Status, earlier: Earlier) -> Taken:
+        """A file as an earlier snapshot has it."""
         node, raw = earlier
         link = self._link(st, path) if st.st_nlink > 1 else None
         links = st.st_nlink if link is not None else None
@@ -131,7 +153,7 @@ class EntryReader:
             raw = None
         return Taken(node, raw, "unchanged")
 
-    def _read(self, fd: int, name: bytes, path: bytes, st: os.stat_result) -> Node:
+    def _read(self, fd: int, name: bytes, path: bytes, st: Status) -> Node:
         """Read a file; once more if it changed meanwhile; flagged if it changed again."""
         link = self._link(st, path) if st.st_nlink > 1 else None
         key = (st.st_dev, st.st_ino)
@@ -158,7 +180,7 @@ class EntryReader:
             size=content.size, data=content.data, blobs=content.blobs, root=content.root, holes=content.holes,
         )  # fmt: skip
 
-    def _link(self, st: os.stat_result, path: bytes) -> tuple[int, int] | None:
+    def _link(self, st: Status, path: bytes) -> tuple[int, int] | None:
         if st.st_nlink < 2:
             return None
         ordinal = self._ordinals.get(st.st_dev)
@@ -168,5 +190,5 @@ class EntryReader:
         return ordinal, st.st_ino
 
 
-def _stamp(st: os.stat_result) -> tuple[int, ...]:
+def _stamp(st: Status) -> tuple[int, ...]:
     return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from snapfs.repo.backup import _reading as reading
 from snapfs.repo.backup.chunker import Chunker
 from snapfs.repo.backup.holes import readable_as_zeros, unallocated
+from snapfs.repo.backup.options import Stream
 from snapfs.repo.content import ContentWriter, write_holes
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import BlobId, Extent, Holes, Kind, MiB
 from snapfs.repo.packing import Putter
 
-_READ = 4 * MiB
+_WINDOW = 8 * MiB
+"""What is cut at once, and the largest blob more: what is left over from one window to the next is shorter than that."""
+_READ = MiB
+"""So much is read at once, so that progress is told and Ctrl-C is heard."""
+_BLOCK = 4096
 Advance = Callable[[int], None]
+
+Status = os.stat_result | reading.Status
 
 
 class Content(NamedTuple):
@@ -37,7 +45,7 @@ class Interruption(Exception):
 
 
 class FileReader:
-    """Reads files into blobs, one after another, with one buffer.
+    """Reads files into blobs, one after another, through one window of memory.
 
     Raises OSError for the source, RepositoryError for the repository.
     """
@@ -47,15 +55,20 @@ class FileReader:
         self._chunker = chunker
         self._page_key = page_key
         self._advance = advance
+        self._window = bytearray()
+        """Made when the first large file comes."""
 
-    def file(self, fd: int, st: os.stat_result) -> Content:
+    def is_small(self, st: Status) -> bool:
+        """Whether `whole` can store it: shorter than any chunk, and no holes to look for."""
+        size = st.st_size
+        return size < self._chunker.minimum and (size <= _BLOCK or st.st_blocks * 512 >= size)
+
+    def file(self, fd: int, st: Status) -> Content:
         """The content of an open regular file whose fstat is `st`."""
         size = st.st_size
+        if self.is_small(st):
+            return self.whole(_read_all(fd, size), st.st_uid)
         sparse = st.st_blocks * 512 < size
-        if size < self._chunker.minimum and not (sparse and size > 4096):
-            data = _read_all(fd, size)
-            self._advance(len(data))
-            return self._whole(data, st.st_uid)
         content = ContentWriter(self._put_page, self._page_key)
         end = self._segments(
             fd, size, readable_as_zeros(fd, size) if sparse else iter(()), content, st.st_uid
@@ -64,30 +77,37 @@ class FileReader:
         kept = write_holes(self._put_page, self._page_key, unallocated(fd, end)) if sparse else None
         return Content(content.size, None, extents, root, kept)
 
-    def stream(self, stream: BinaryIO, owner: int) -> Content:
+    def stream(self, stream: Stream, owner: int) -> Content:
         """Everything a pipe gives."""
         content = ContentWriter(self._put_page, self._page_key)
-        segment = _Segment(self, content, owner)
-        while data := stream.read(_READ):
-            segment.feed(data)
-            self._advance(len(data))
+        segment = self._segment(content, owner)
+        while size := segment.take(lambda room: stream.readinto(room[:_READ]) or 0):
+            self._advance(size)
         segment.end()
         extents, root = content.finish()
         return Content(content.size, None, extents, root)
 
-    def _whole(self, data: bytes, owner: int) -> Content:
-        if len(data) <= L.INLINE_CONTENT:
-            return Content(len(data), data or None)
-        return Content(len(data), None, (Extent(self._writer.put(Kind.CONTENT, data, owner), len(data)),))
+    def whole(self, data: bytes, owner: int) -> Content:
+        """All of a small file."""
+        size = len(data)
+        self._advance(size)
+        if size <= L.INLINE_CONTENT:
+            return Content(size, data or None)
+        return Content(size, None, (Extent(self._writer.put(Kind.CONTENT, data, owner), size),))
+
+    def _segment(self, content: ContentWriter, owner: int) -> _Segment:
+        if not self._window:
+            self._window = bytearray(self._chunker.maximum + _WINDOW)
+        return _Segment(self._window, self._chunker, self._writer, content, owner)
 
     def _segments(
         self, fd: int, size: int, holes: Iterator[tuple[int, int]], content: ContentWriter, owner: int
     ) -> int:
-        """Feed everything up to `size`, or to the end if it is nearer by now; returns that offset.
+        """Take in everything up to `size`, or to the end if it is nearer by now; returns that offset.
 
         What a growing file has gained meanwhile is the next backup's: one that reads after it might never come to the end.
         """
-        segment, at = _Segment(self, content, owner), 0
+        segment, at = self._segment(content, owner), 0
         for offset, length in holes:
             at += self._data(fd, at, offset, segment)
             if at < offset:  # it has become shorter
@@ -107,12 +127,11 @@ class FileReader:
     def _data(self, fd: int, start: int, stop: int, segment: _Segment) -> int:
         at = start
         while at < stop:
-            data = os.pread(fd, min(_READ, stop - at), at)
-            if not data:
+            size = segment.take(lambda room: os.preadv(fd, [room[: min(_READ, stop - at)]], at))  # noqa: B023
+            if not size:
                 break
-            segment.feed(data)
-            at += len(data)
-            self._advance(len(data))
+            at += size
+            self._advance(size)
         return at - start
 
     def _put_page(self, kind: Kind, data: bytes) -> BlobId:
@@ -120,32 +139,51 @@ class FileReader:
 
 
 class _Segment:
-    """A run of bytes without a long hole, on its way through the chunker."""
+    """A run of bytes without a long hole, on its way through the chunker.
 
-    def __init__(self, reader: FileReader, content: ContentWriter, owner: int) -> None:
-        self._reader = reader
+    The window fills up before it is cut, so that little is looked at twice: only what is left behind the last sure cut.
+    """
+
+    def __init__(
+        self, window: bytearray, chunker: Chunker, writer: Putter, content: ContentWriter, owner: int
+    ) -> None:
+        self._view = memoryview(window)
+        self._chunker = chunker
+        self._writer = writer
         self._content = content
         self._owner = owner
-        self._rest = b""
+        self._end = 0
 
-    def feed(self, data: bytes, final: bool = False) -> None:
-        if self._rest:
-            data = self._rest + data
-        at = 0
-        view = memoryview(data)
-        for stop in self._reader._chunker.cuts(data, final):
-            blob = self._reader._writer.put(Kind.CONTENT, view[at:stop], self._owner)
-            self._content.add(blob, stop - at)
-            at = stop
-        self._rest = data[at:] if at else data
+    def take(self, read_into: Callable[[memoryview], int]) -> int:
+        """Have the free part of the window filled from its beginning; returns how much came."""
+        if self._end == len(self._view):
+            self._cut(final=False)
+        size = read_into(self._view[self._end :])
+        self._end += size
+        return size
 
     def zeros(self, length: int) -> None:
-        self.feed(bytes(length))
+        while length:
+            size = self.take(lambda room: _zero(room[:length]))  # noqa: B023
+            length -= size
 
     def end(self) -> None:
-        if self._rest:
-            self.feed(b"", final=True)
-            self._rest = b""
+        if self._end:
+            self._cut(final=True)
+
+    def _cut(self, final: bool) -> None:
+        at, data = 0, self._view[: self._end]
+        for stop in self._chunker.cuts(data, final):
+            blob = self._writer.put(Kind.CONTENT, data[at:stop], self._owner)
+            self._content.add(blob, stop - at)
+            at = stop
+        self._end -= at
+        self._view[: self._end] = data[at:]
+
+
+def _zero(room: memoryview) -> int:
+    room[:] = bytes(len(room))
+    return len(room)
 
 
 def _read_all(fd: int, size: int) -> bytes:

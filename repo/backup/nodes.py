@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable
 from functools import cache
 
+from snapfs.repo.backup._reading import Status
 from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import Extent, Holes, Kind, Node, NodeType, Xattr
@@ -83,7 +84,7 @@ def read_xattrs(
     return tuple(found) or None
 
 
-def make_node(name: bytes, st: os.stat_result, *, with_atime: bool = False, link: tuple[int, int] | None = None,
+def make_node(name: bytes, st: os.stat_result | Status, *, with_atime: bool = False, link: tuple[int, int] | None = None,
               size: int | None = None, data: bytes | None = None, blobs: tuple[Extent, ...] | None = None,
               root: bytes | None = None, xattrs: tuple[Xattr, ...] | None = None, holes: Holes | None = None,
               changed: int = 0) -> Node:  # fmt: skip

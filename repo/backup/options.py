@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Protocol
 
 from snapfs.repo.backup.patterns import Excludes
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Totals
+
+
+class Stream(Protocol):
+    """A pipe: `readinto` waits for some bytes and says how many came; 0 at the end."""
+
+    def readinto(self, room: memoryview, /) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class BackupOptions:
     with_atime: bool = False
     compression: str = "auto"
     volume_size: int | None = None
-    stdin: BinaryIO | None = None
+    stdin: Stream | None = None
     """Back up this stream as one file instead of `paths`."""
     stdin_filename: bytes = b"stdin"
     checkpoint_seconds: float = 900.0

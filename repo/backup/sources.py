@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from snapfs.repo.backup._reading import Status
 from snapfs.repo.errors import UsageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.repository import Repository
@@ -64,7 +65,7 @@ class Protected:
                 self._places[st.st_dev, st.st_ino] = what
         self._mounts = _snapfs_devices()
 
-    def reason(self, st: os.stat_result) -> str | None:
+    def reason(self, st: os.stat_result | Status) -> str | None:
         """Why a directory is left out, or None."""
         if st.st_dev in self._mounts:
             return "a snapfs mount"

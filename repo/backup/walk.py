@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from msgspec.structs import replace
 
-from snapfs.repo.backup.entries import EntryReader
-from snapfs.repo.backup.files import FileReader, Interruption
+from snapfs.repo.backup import _reading as reading
+from snapfs.repo.backup.entries import SMALL_BYTES, EntryReader, Small
+from snapfs.repo.backup.files import FileReader, Interruption, Status
 from snapfs.repo.backup.nodes import make_node, reason
-from snapfs.repo.backup.options import BackupOptions
+from snapfs.repo.backup.options import BackupOptions, Stream
 from snapfs.repo.backup.parents import Earlier, EarlierDirectory
 from snapfs.repo.backup.patterns import DirectoryRules
 from snapfs.repo.backup.sources import Branching, Protected
@@ -28,6 +29,9 @@ from snapfs.repo.packing import Putter
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
 from snapfs.repo.trees import DirectoryWriter
+
+_LOOK_FIRST, _LOOK = 8, 256
+"""Names looked at in one go, at first and at most: where directories are many, looks beyond the next one are wasted."""
 
 
 def _actions() -> dict[str, int]:
@@ -43,6 +47,22 @@ class Counts:
     dirs: dict[str, int] = field(default_factory=_actions)
 
 
+class _Seen:
+    """An entry that was looked at: next in its directory to be stored."""
+
+    __slots__ = ("name", "path", "read", "same", "st", "was")
+
+    def __init__(self, name: bytes, path: bytes, st: Status, was: list[Earlier]) -> None:
+        self.name = name
+        self.path = path
+        self.st = st
+        self.was = was
+        self.same: Earlier | None = None
+        """A regular file that an earlier snapshot tells all of."""
+        self.read: Small | None = None
+        """A small file that was read with its neighbours."""
+
+
 class _Level:
     """A directory that is being walked."""
 
@@ -55,6 +75,10 @@ class _Level:
         self.node = node
         self.names = names
         self.next = 0
+        """Position of the first name that was not looked at."""
+        self.seen: deque[_Seen] = deque()
+        self.look = _LOOK_FIRST
+        """How many names to look at next."""
         self.below = below
         """The names that count here, on the way to the sources; None within a source."""
         self.rules = rules
@@ -105,24 +129,24 @@ class Walker:
         try:
             while True:
                 level = self._stack[-1]
-                if level.next < len(level.names):
-                    name = level.names[level.next]
-                    level.next += 1
+                if level.seen:
                     try:
-                        self._entry(level, name)
+                        self._entry(level, level.seen.popleft())
                     except Interruption:
                         pass  # amid a file, which the checkpoint does without
                     if self._progress.interrupted or time.monotonic() > self._checkpoint_at:
                         self._pause()
-                    continue
-                node = self._leave()
-                if not self._stack:
-                    return node
+                elif level.next < len(level.names):
+                    self._look_ahead(level)
+                else:
+                    node = self._leave()
+                    if not self._stack:
+                        return node
         finally:
             for level in self._stack:
                 os.close(level.fd)
 
-    def stream(self, path: bytes, stream: BinaryIO) -> Node:
+    def stream(self, path: bytes, stream: Stream) -> Node:
         """A snapshot of one file, read from a pipe, below directories that are made up."""
         now = self._options.time or self._repository.system.now()
         uid, gid = os.geteuid(), os.getegid()
@@ -211,7 +235,7 @@ class Walker:
             self._progress.item(level.path, action)
         return node
 
-    def _directory(self, level: _Level, name: bytes, path: bytes, st: os.stat_result, below: Branching | None,
+    def _directory(self, level: _Level, name: bytes, path: bytes, st: Status, below: Branching | None,
                    was: list[Earlier]) -> None:  # fmt: skip
         why = self._protected.reason(st)
         if why is not None:
@@ -240,32 +264,81 @@ class Walker:
 
     # ---- entries -------------------------------------------------------------------------------------------------
 
-    def _entry(self, level: _Level, name: bytes) -> None:
+    def _look_ahead(self, level: _Level) -> None:
+        """Look at the next entries, up to a directory or as many small files as are read in one go, and read those.
+
+        Not further than a directory: when its turn is over, what was seen of the names behind it could be hours old.
+        """
+        if level.below is not None:
+            self._look_on_the_way(level, level.below)
+            return
+        names = level.names[level.next : level.next + level.look]
+        level.look = min(2 * level.look, _LOOK)
+        small: list[_Seen] = []
+        size = 0
+        for name, st in zip(names, reading.look(level.fd, names), strict=True):
+            path = level.path + b"/" + name
+            level.next += 1
+            if isinstance(st, int):
+                self._failed(path, os.strerror(st))
+                continue
+            is_dir = stat.S_ISDIR(st.st_mode)
+            if self._excludes and self._left_out(level, name, path, st, is_dir):
+                self._progress.item(path, "excluded")
+                continue
+            seen = _Seen(name, path, st, level.earlier.take(name))
+            level.seen.append(seen)
+            if is_dir:
+                level.look = _LOOK_FIRST
+                break
+            if not stat.S_ISREG(st.st_mode):
+                continue
+            seen.same = self.entries.unchanged(st, seen.was)
+            if seen.same is None and st.st_nlink == 1 and self._reader.is_small(st):
+                size += st.st_size
+                if size > SMALL_BYTES:
+                    break
+                small.append(seen)
+        if small:
+            found = self.entries.read_small(level.fd, [s.name for s in small], [s.st for s in small])  # type: ignore[misc]
+            for seen, seen.read in zip(small, found, strict=True):  # noqa: B007
+                pass
+
+    def _look_on_the_way(self, level: _Level, below: Branching) -> None:
+        """The next name on the way to a source, where links are followed."""
+        name = level.names[level.next]
+        level.next += 1
         path = level.path + b"/" + name
-        below = level.below.names[name] if level.below is not None else None
-        on_the_way = below is not None and not below.whole
         try:
-            st = os.stat(name, dir_fd=level.fd, follow_symlinks=on_the_way)
+            st = os.stat(name, dir_fd=level.fd, follow_symlinks=not below.names[name].whole)
         except OSError as error:
             self._failed(path, reason(error))
             return
-        is_dir = stat.S_ISDIR(st.st_mode)
-        if below is None and self._excludes and self._left_out(level, name, path, st, is_dir):
-            self._progress.item(path, "excluded")
-            return
-        was = level.earlier.take(name)
-        if is_dir:
+        seen = _Seen(name, path, st, level.earlier.take(name))
+        if stat.S_ISREG(st.st_mode):
+            seen.same = self.entries.unchanged(st, seen.was)
+        level.seen.append(seen)
+
+    def _entry(self, level: _Level, seen: _Seen) -> None:
+        name, path, st, was = seen.name, seen.path, seen.st, seen.was
+        below = level.below.names[name] if level.below is not None else None
+        if stat.S_ISDIR(st.st_mode):
             self._directory(level, name, path, st, below, was)
             return
-        if on_the_way:
+        if below is not None and not below.whole:
             self._failed(path, "is not a folder")
             return
         try:
-            if stat.S_ISREG(st.st_mode):
-                node, raw, action = self.entries.file(level.fd, name, path, st, was)
-                self.counts.files[action] += 1
-            else:
+            if not stat.S_ISREG(st.st_mode):
                 node, raw, action = self.entries.other(level.fd, name, path, st, was)
+            else:
+                if seen.same is not None:
+                    node, raw, action = self.entries.reuse(path, st, seen.same)
+                elif seen.read is not None:
+                    node, raw, action = self.entries.small(name, seen.read, was)
+                else:
+                    node, raw, action = self.entries.file(level.fd, name, path, st, was)
+                self.counts.files[action] += 1
         except OSError as error:
             self._failed(path, reason(error))
             return
@@ -278,7 +351,7 @@ class Walker:
             )  # what was read has been told
         self._progress.item(path, action, node.size or 0)
 
-    def _left_out(self, level: _Level, name: bytes, path: bytes, st: os.stat_result, is_dir: bool) -> bool:
+    def _left_out(self, level: _Level, name: bytes, path: bytes, st: Status, is_dir: bool) -> bool:
         return (
             self._excludes.excluded(path, is_dir)
             or (level.rules is not None and level.rules.excluded(name, is_dir))

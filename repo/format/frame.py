@@ -53,15 +53,15 @@ def split(plain: bytes, count: int, where: str) -> list[tuple[int, int, int]]:
     return found
 
 
-def compress(plain: bytes, level: int) -> tuple[int, bytes]:
+def compress(plain: bytes, level: int, sample: bool = True) -> tuple[int, bytes]:
     """(codec, body).
 
-    Level 0 stores; so does what would shrink by less than three per cent, judged first on samples when it is
+    Level 0 stores; so does what would shrink by less than three per cent, judged first on samples (`sample`) when it is
     large.
     """
     if level == 0 or not plain:
         return L.STORED, plain
-    if len(plain) >= 16 * _SAMPLE and not _promising(plain):
+    if sample and len(plain) >= 16 * _SAMPLE and not _promising(plain):
         return L.STORED, plain
     body = _compressor(level).compress(plain)
     return (L.ZSTD, body) if len(body) < _GAIN * len(plain) else (L.STORED, plain)
