@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 LAYERS = ("fs", "repo", "cli")
-COMPILED = ("backup._gear", "backup._reading")
+COMPILED = ("backup._earlier", "backup._gear", "backup._reading")
 
 if all(Path("src/snapfs", layer).is_dir() for layer in LAYERS):
     package_dir = {"": "src"}

@@ -81,6 +81,7 @@ class Reporter(Progress):
     def __init__(self, settings: Settings, interval: float = 1e9) -> None:
         self.errors = 0
         self._settings = settings
+        self.wants_unchanged = settings.verbose > 1
         self._interval = interval
         self._begun = time.monotonic()
         self._name = ""

@@ -28,8 +28,10 @@ from snapfs.repo.model import BlobId, Location, VolumeKind
 _VALUE = struct.Struct("<IQQI")
 _FIRST = struct.Struct("<I")
 _VOLUME = struct.Struct("<BBQ32s")
+_COUNT = struct.Struct(">Q")
 _NUMBER = struct.Struct(">I")
 _SCHEMA = b"snapfs index 1"
+_LOSSES, _WHOLE = b"losses", b"whole"
 _MAP_SIZES = (1 << 38, 1 << 32, 1 << 28)
 KEY = 16
 
@@ -138,6 +140,16 @@ class Index:
                 if location is not None:
                     yield key, location
 
+    def losses(self) -> int:
+        """How often volumes became unusable: while this stays, what was known to be there still is."""
+        with self._broken(), self._env.begin(db=self._meta) as txn:
+            return self._read_losses(txn)
+
+    def is_whole(self, snapshot: bytes) -> bool:
+        """Whether every blob of a snapshot is known to be in a usable volume (see note_whole)."""
+        with self._broken(), self._env.begin(db=self._meta) as txn:
+            return txn.get(_WHOLE + snapshot) == self._whole(snapshot, self._read_losses(txn))
+
     def count(self) -> int:
         with self._broken(), self._env.begin() as txn:
             return int(txn.stat(self._blobs)["entries"])
@@ -168,6 +180,13 @@ class Index:
             self._put_volume(txn, IndexedVolume(number, name, kind, size, usable))
         self._load_volumes()
         return number
+
+    def note_whole(self, snapshot: bytes, losses: int, instead_of: bytes | None = None) -> None:
+        """Remember that every blob of a snapshot was found in a usable volume since losses() said this; forget it of another."""
+        with self._broken(), self._env.begin(write=True, db=self._meta) as txn:
+            if instead_of is not None:
+                txn.delete(_WHOLE + instead_of)
+            txn.put(_WHOLE + snapshot, self._whole(snapshot, losses))
 
     def mark(self, names: Iterable[bytes], usable: bool) -> None:
         """Say of volumes whether new backups may rely on them."""
@@ -357,6 +376,21 @@ class Index:
         key = _NUMBER.pack(volume.number)
         value = _VOLUME.pack(volume.kind, volume.usable, volume.size, volume.name)
         txn.put(key, value + keyed_hash(self._tag_key, key + value)[:8], db=self._volumes_db)
+        if not volume.usable:
+            losses = _COUNT.pack(self._read_losses(txn) + 1)
+            txn.put(_LOSSES, losses + keyed_hash(self._tag_key, _LOSSES + losses)[:8], db=self._meta)
+
+    def _read_losses(self, txn: lmdb.Transaction) -> int:
+        value = txn.get(_LOSSES, db=self._meta)
+        if value is None:
+            return 0
+        losses = value[:-8]
+        if len(losses) != _COUNT.size or keyed_hash(self._tag_key, _LOSSES + losses)[:8] != value[-8:]:
+            raise IndexBroken("its count of losses is damaged")
+        return int(_COUNT.unpack(losses)[0])
+
+    def _whole(self, snapshot: bytes, losses: int) -> bytes:
+        return keyed_hash(self._tag_key, _WHOLE + snapshot + _COUNT.pack(losses))[:16]
 
     def _decode(self, key: bytes, value: bytes) -> Location | None:
         """None if the tag does not fit: a damaged entry is a missing one."""

@@ -16,6 +16,9 @@ class Progress:
     wants_totals: bool = False
     """Whether somebody watches, so that counting ahead is worth its time."""
 
+    wants_unchanged: bool = True
+    """Whether item() is to be called for each entry that was found unchanged."""
+
     def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:
         """A phase begins ("scan", "index", "check volumes"); totals where they are known."""
 

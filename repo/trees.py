@@ -8,9 +8,9 @@ from typing import NamedTuple
 import msgspec
 
 from snapfs.repo.blobs import BlobReader
-from snapfs.repo.errors import Damaged, SnapshotNotFound
+from snapfs.repo.errors import SnapshotNotFound
 from snapfs.repo.format import records
-from snapfs.repo.model import Below, BlobId, Kind, Node
+from snapfs.repo.model import Below, Kind, Node
 from snapfs.repo.pages import Found, Leaf, PageReader, PageWriter, Put, Sums
 
 
@@ -64,7 +64,6 @@ class Trees:
 
     def __init__(self, blobs: BlobReader) -> None:
         self._pages = PageReader(blobs, Kind.DIRECTORY, LEAF)
-        self._blobs = blobs
 
     def entries(self, node: Node, start: int = 0) -> Iterator[Found[Node]]:
         """The entries from the `start`-th on, in ascending order of raw names."""
@@ -115,38 +114,3 @@ class Trees:
 class Walked(NamedTuple):
     path: bytes
     node: Node
-
-
-class RawDirectory:
-    """One directory of the parent snapshot beside the one being scanned: entries in order, each with its own
-    encoding."""
-
-    def __init__(self, blobs: BlobReader, node: Node | None) -> None:
-        self._blobs = blobs
-        self._entries = (
-            self._read(node.root, None) if node is not None and node.root is not None else iter(())
-        )
-        self._next = next(self._entries, None)
-        self.taken = 0
-        """Entries handed out by take()."""
-
-    def take(self, name: bytes) -> tuple[Node, msgspec.Raw] | None:
-        """The entry of this name.  Names are asked for in ascending order."""
-        while self._next is not None and self._next[0].name < name:
-            self._next = next(self._entries, None)
-        if self._next is None or self._next[0].name != name:
-            return None
-        found, self._next = self._next, next(self._entries, None)
-        self.taken += 1
-        return found
-
-    def _read(self, page_id: bytes, expected: int | None) -> Iterator[tuple[Node, msgspec.Raw]]:
-        where = page_id.hex()[:16]
-        page = records.decode_page(self._blobs.get(BlobId(page_id), Kind.DIRECTORY), where)
-        if expected is not None and page.level != expected:
-            raise Damaged("a page on the wrong level", where)
-        for raw in page.entries:
-            if page.level:
-                yield from self._read(records.decode_branch(raw, where).id, page.level - 1)
-            else:
-                yield records.decode_node(raw, where), raw

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snapfs.repo.backup.parents import RawDirectory
 from snapfs.repo.errors import Damaged, RepositoryError, UnsupportedFormat
 from snapfs.repo.format import records
 from snapfs.repo.format.records import Branch, Bundle, Config, Event, EventBody, Head
 from snapfs.repo.model import Below, Holes, Kind, Node, NodeType, Snapshot, Totals, Xattr
-from snapfs.repo.trees import DirectoryWriter, RawDirectory
+from snapfs.repo.trees import DirectoryWriter
 from support.parts import KEYS, MemoryBlobs
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -183,7 +184,7 @@ def test_copied_entries_keep_fields_of_later_versions() -> None:
     taken = RawDirectory(store, msgspec.structs.replace(ROOT, root=root, below=below)).take(b"file")  # type: ignore[arg-type]
     assert taken is not None
     second = DirectoryWriter(store.put, KEYS.page)
-    second.add(*taken)
+    second.add(taken.node, taken.raw)
     assert second.finish() == (root, below)
     assert root is not None
     assert raw in store.blobs[Kind.DIRECTORY, root]

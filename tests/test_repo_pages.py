@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snapfs.repo.backup.parents import RawDirectory
 from snapfs.repo.content import Contents, ContentWriter, write_holes
 from snapfs.repo.errors import Damaged, SnapshotNotFound
 from snapfs.repo.format import labels as L
@@ -18,7 +19,7 @@ from snapfs.repo.format import records
 from snapfs.repo.format.records import Branch
 from snapfs.repo.model import Below, Extent, Holes, Kind, Node, NodeType
 from snapfs.repo.pages import Found
-from snapfs.repo.trees import DirectoryWriter, RawDirectory, Trees, bytes_of, files_of, nodes_of
+from snapfs.repo.trees import DirectoryWriter, Trees, bytes_of, files_of, nodes_of
 from support.parts import KEYS, MemoryBlobs
 
 NAMES = st.binary(min_size=1, max_size=12).map(lambda b: b.translate(bytes.maketrans(b"/\0.", b"___")))
@@ -153,7 +154,7 @@ def edit(store: MemoryBlobs, old: Node, changes: dict[bytes, Node | None]) -> No
                 writer.add(node)
         else:
             assert taken is not None
-            writer.add(*taken)
+            writer.add(taken.node, taken.raw)
     root, below = writer.finish()
     return folder(b"", below, root)
 
@@ -256,7 +257,7 @@ def test_pages_on_the_wrong_level() -> None:
         with pytest.raises(Damaged, match="wrong level"):
             Trees(store).lookup(folder(b"", root=root), b"a")  # type: ignore[arg-type]
         with pytest.raises(Damaged, match="wrong level"):
-            list(RawDirectory(store, folder(b"", root=root))._entries)  # type: ignore[arg-type]
+            list(RawDirectory(store, folder(b"", root=root)).entries())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("level", [-1, 17, 1000])

@@ -18,14 +18,6 @@ cdef extern from *:
     #include <sys/xattr.h>
     #include <unistd.h>
     """
-    struct timespec:
-        long long tv_sec
-        long tv_nsec
-    struct c_stat "stat":
-        unsigned long long st_dev, st_ino, st_nlink, st_rdev
-        unsigned int st_mode, st_uid, st_gid
-        long long st_size, st_blocks
-        timespec st_atim, st_mtim, st_ctim
     int fstatat(int, const char *, c_stat *, int) nogil
     int fstat(int, c_stat *) nogil
     int openat(int, const char *, int, ...) nogil
@@ -33,6 +25,7 @@ cdef extern from *:
     ssize_t flistxattr(int, char *, size_t) nogil
     int close(int) nogil
     bint S_ISREG(unsigned int) nogil
+    bint S_ISDIR(unsigned int) nogil
     int AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_NOATIME, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY
 
 
@@ -44,8 +37,6 @@ cdef object _ns(timespec *at):
 
 cdef class Status:
     """What os.stat_result tells, under the same names; times only in ns."""
-
-    cdef c_stat st
 
     @property
     def st_mode(self): return self.st.st_mode
@@ -103,9 +94,9 @@ cdef class _Names:
 
 
 def look(int dir_fd, list names):
-    """lstat of each name in an open directory: a Status, or the errno (int)."""
+    """lstat of each name in an open directory up to the first that is a directory: a Status, or the errno (int)."""
     cdef _Names wanted = _Names(names)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, count = wanted.count
     cdef c_stat *found = <c_stat *> malloc(max(wanted.count, 1) * sizeof(c_stat))
     cdef int *failed = <int *> malloc(max(wanted.count, 1) * sizeof(int))
     try:
@@ -116,7 +107,10 @@ def look(int dir_fd, list names):
                 failed[i] = 0
                 if fstatat(dir_fd, wanted.at[i], &found[i], AT_SYMLINK_NOFOLLOW):
                     failed[i] = errno
-        return [failed[i] if failed[i] else _status(&found[i]) for i in range(wanted.count)]
+                elif S_ISDIR(found[i].st_mode):
+                    count = i + 1
+                    break
+        return [failed[i] if failed[i] else _status(&found[i]) for i in range(count)]
     finally:
         free(found)
         free(failed)

@@ -71,6 +71,8 @@ class _Run:
         )
         self.earlier = [s for s in earlier if not options.force]
         self.parent = self.earlier[-1] if self.earlier else None
+        self.losses = repository.index.losses()
+        self.trusting = len(self.earlier) == 1 and repository.index.is_whole(self.earlier[0].id)
         if options.dry_run:
             return self._run(DryWriter(repository.index, repository.keys))
         with repository.writer(compression=options.compression, volume_size=options.volume_size) as writer:
@@ -83,7 +85,13 @@ class _Run:
         )
         reader = FileReader(writer, chunker, repository.keys.page, self._advance)
         self.walker = Walker(
-            repository, options, writer, reader, self.progress, lambda: self._checkpoint(writer)
+            repository,
+            options,
+            writer,
+            reader,
+            self.progress,
+            lambda: self._checkpoint(writer),
+            self.trusting,
         )
         self.progress.phase("backup")
         if options.stdin is not None:
@@ -117,20 +125,27 @@ class _Run:
         self._still_there(writer)
         walker, options = self.walker, self.options
         totals = self._totals(writer, root)
-        return self.repository.events.publish_snapshot(
+        stored = self.repository.events.publish_snapshot(
             Snapshot(
                 1, root, self.time, options.host, options.user, self.paths, options.tags, totals, complete, walker.errors,
                 walker.entries.with_xattrs, tuple(walker.entries.filesystems), self.excludes, f"snapfs {__version__}".encode(),
                 self.parent.id if self.parent is not None else None, os.geteuid(), os.getegid(),
             )
         )  # fmt: skip
+        self.repository.index.note_whole(
+            stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
+        )
+        return stored
 
     def _still_there(self, writer: BlobWriter) -> None:
         """Every volume that the new snapshot relies on, listed once more, with the size it had."""
         listing = self.repository.volumes.listing()
         index = self.repository.index
         sizes = {volume.name: volume.size for volume in index.volumes()}
-        names = {index.volume(number).name for number in writer.relied_on} | writer.published
+        if self.trusting:
+            names = {volume.name for volume in index.volumes() if volume.usable} | writer.published
+        else:
+            names = {index.volume(number).name for number in writer.relied_on} | writer.published
         gone = [name for name in names if name not in listing or listing[name][1] != sizes.get(name)]
         if gone:
             index.mark(gone, False)

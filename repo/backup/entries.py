@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from snapfs.repo.backup import _reading as reading
@@ -40,7 +39,7 @@ class Taken(NamedTuple):
     """An entry for the directory being written; `raw` is its encoding in an earlier snapshot, if it is the same."""
 
     node: Node
-    raw: msgspec.Raw | None
+    raw: bytes | None
     action: str
     """new, changed or unchanged."""
 
@@ -49,8 +48,15 @@ class EntryReader:
     """Reads entries of the source.  `with_xattrs` counts those that have any; `filesystems` names the ordinals of hard links."""
 
     def __init__(
-        self, writer: Putter, reader: FileReader, contents: Contents, report: Report, with_atime: bool
+        self,
+        writer: Putter,
+        reader: FileReader,
+        contents: Contents,
+        report: Report,
+        with_atime: bool,
+        trusting: bool,
     ) -> None:
+        """`trusting`: every blob of the earlier snapshot is known to be there."""
         self._writer = writer
         self._reader = reader
         self._contents = contents
@@ -60,6 +66,7 @@ class EntryReader:
         self._ordinals: dict[int, int] = {}
         self._euid = os.geteuid()
         self._buffer = bytearray()
+        self._trusting = trusting
         self.filesystems: list[bytes] = []
         self.with_xattrs = 0
 
@@ -134,6 +141,8 @@ class EntryReader:
             or not earlier.is_file
         ):
             return False
+        if self._trusting:
+            return True
         known = self._writer.known
         if earlier.root is None and earlier.xattrs is None and earlier.holes is None:
             return all(blob is None or known(BlobId(blob)) for blob, _ in earlier.blobs or ())
@@ -141,7 +150,8 @@ class EntryReader:
 
     def reuse(self, path: bytes, st: Status, earlier: Earlier) -> Taken:
         """A file as an earlier snapshot has it."""
-        node, raw = earlier
+        node: Node = earlier.node
+        raw: bytes | None = earlier.raw
         link = self._link(st, path) if st.st_nlink > 1 else None
         links = st.st_nlink if link is not None else None
         user, group = user_name(st.st_uid), group_name(st.st_gid)

@@ -20,18 +20,18 @@ from snapfs.repo.backup.entries import SMALL_BYTES, EntryReader, Small
 from snapfs.repo.backup.files import FileReader, Interruption, Status
 from snapfs.repo.backup.nodes import make_node, reason
 from snapfs.repo.backup.options import BackupOptions, Stream
-from snapfs.repo.backup.parents import Earlier, EarlierDirectory
+from snapfs.repo.backup.parents import Earlier, EarlierDirectory, KeepingWriter
 from snapfs.repo.backup.patterns import DirectoryRules
 from snapfs.repo.backup.sources import Branching, Protected
-from snapfs.repo.errors import SourceError
+from snapfs.repo.errors import RepositoryError, SourceError
 from snapfs.repo.model import Node, NodeType
 from snapfs.repo.packing import Putter
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
 from snapfs.repo.trees import DirectoryWriter
 
-_LOOK_FIRST, _LOOK = 8, 256
-"""Names looked at in one go, at first and at most: where directories are many, looks beyond the next one are wasted."""
+_LOOK = 256
+"""Names looked at in one go, at most."""
 
 
 def _actions() -> dict[str, int]:
@@ -67,7 +67,7 @@ class _Level:
     """A directory that is being walked."""
 
     def __init__(self, fd: int, path: bytes, node: Node, names: list[bytes], below: Branching | None,
-                 rules: DirectoryRules | None, device: int, writer: DirectoryWriter,
+                 rules: DirectoryRules | None, device: int, writer: KeepingWriter,
                  earlier: EarlierDirectory) -> None:  # fmt: skip
         self.fd = fd
         self.path = path
@@ -76,9 +76,11 @@ class _Level:
         self.names = names
         self.next = 0
         """Position of the first name that was not looked at."""
+        self.looked: list[bytes] = []
+        self.statuses: list[reading.Status | int] = []
+        """Names that were looked at and are not among those seen yet, and what was said of them."""
         self.seen: deque[_Seen] = deque()
-        self.look = _LOOK_FIRST
-        """How many names to look at next."""
+        """Entries to be stored next."""
         self.below = below
         """The names that count here, on the way to the sources; None within a source."""
         self.rules = rules
@@ -94,7 +96,8 @@ class Walker:
     """One walk.  `reached`: at least one source could be read."""
 
     def __init__(self, repository: Repository, options: BackupOptions, writer: Putter, reader: FileReader,
-                 progress: Progress, checkpoint: Callable[[], None]) -> None:  # fmt: skip
+                 progress: Progress, checkpoint: Callable[[], None], trusting: bool = False) -> None:  # fmt: skip
+        """`trusting`: there is one earlier snapshot, and every blob of it is known to be there."""
         self._repository = repository
         self._options = options
         self._reader = reader
@@ -104,7 +107,11 @@ class Walker:
         self._excludes = options.excludes
         self._protected = Protected(repository)
         self._stack: list[_Level] = []
-        self.entries = EntryReader(writer, reader, repository.contents, self._report, options.with_atime)
+        self.entries = EntryReader(
+            writer, reader, repository.contents, self._report, options.with_atime, trusting
+        )
+        self._trusting = trusting
+        self._passing = trusting and not options.with_atime
         self.counts = Counts()
         self.errors = 0
         self.reached = False
@@ -136,8 +143,10 @@ class Walker:
                         pass  # amid a file, which the checkpoint does without
                     if self._progress.interrupted or time.monotonic() > self._checkpoint_at:
                         self._pause()
-                elif level.next < len(level.names):
+                elif level.looked or level.next < len(level.names):
                     self._look_ahead(level)
+                    if self._progress.interrupted:
+                        self._pause()
                 else:
                     node = self._leave()
                     if not self._stack:
@@ -215,8 +224,13 @@ class Walker:
                     names = [name for name in names if name in rules.keep_only]
             names.sort()
             self.reached = True
-        writer = DirectoryWriter(self.entries.put, self._repository.keys.page)
         beside = EarlierDirectory(self._repository.blobs, earlier)
+        writer = KeepingWriter(
+            self.entries.put,
+            self._repository.keys.page,
+            self._repository.blobs,
+            beside if self._trusting else None,
+        )
         self._stack.append(_Level(fd, path, node, names, below, rules, device, writer, beside))
         self._stack[-1].source = source
 
@@ -227,7 +241,7 @@ class Walker:
         node = replace(level.node, root=root, below=below)
         if self._stack:
             raw = level.was[0].raw if level.was and level.was[0].node == node else None
-            self._stack[-1].writer.add(node, raw)
+            self._add(self._stack[-1], node, raw, level.was)
             action = "unchanged" if raw is not None else "changed" if level.was else "new"
             self.counts.directories += 1
             self.counts.dirs[action] += 1
@@ -265,32 +279,32 @@ class Walker:
     # ---- entries -------------------------------------------------------------------------------------------------
 
     def _look_ahead(self, level: _Level) -> None:
-        """Look at the next entries, up to a directory or as many small files as are read in one go, and read those.
+        """Look at the next entries, up to a directory, and read small files among them.
 
         Not further than a directory: when its turn is over, what was seen of the names behind it could be hours old.
         """
         if level.below is not None:
             self._look_on_the_way(level, level.below)
             return
-        names = level.names[level.next : level.next + level.look]
-        level.look = min(2 * level.look, _LOOK)
+        if not level.looked:
+            names = level.names[level.next : level.next + _LOOK]
+            level.statuses = reading.look(level.fd, names)
+            level.looked = names[: len(level.statuses)]
+            level.next += len(level.looked)
+            if self._excludes:
+                self._leave_out(level)
+        count = self._pass_unchanged(level) if self._passing else 0
         small: list[_Seen] = []
+        sizes: list[reading.Status] = []
         size = 0
-        for name, st in zip(names, reading.look(level.fd, names), strict=True):
+        for name, st in zip(level.looked[count:], level.statuses[count:], strict=True):
+            count += 1
             path = level.path + b"/" + name
-            level.next += 1
             if isinstance(st, int):
                 self._failed(path, os.strerror(st))
                 continue
-            is_dir = stat.S_ISDIR(st.st_mode)
-            if self._excludes and self._left_out(level, name, path, st, is_dir):
-                self._progress.item(path, "excluded")
-                continue
             seen = _Seen(name, path, st, level.earlier.take(name))
             level.seen.append(seen)
-            if is_dir:
-                level.look = _LOOK_FIRST
-                break
             if not stat.S_ISREG(st.st_mode):
                 continue
             seen.same = self.entries.unchanged(st, seen.was)
@@ -299,10 +313,44 @@ class Walker:
                 if size > SMALL_BYTES:
                     break
                 small.append(seen)
+                sizes.append(st)
+        del level.looked[:count], level.statuses[:count]
         if small:
-            found = self.entries.read_small(level.fd, [s.name for s in small], [s.st for s in small])  # type: ignore[misc]
-            for seen, seen.read in zip(small, found, strict=True):  # noqa: B007
+            read = self.entries.read_small(level.fd, [s.name for s in small], sizes)
+            for seen, seen.read in zip(small, read, strict=True):  # noqa: B007
                 pass
+
+    def _leave_out(self, level: _Level) -> None:
+        """Drop what is excluded from what was looked at."""
+        looked = zip(level.looked, level.statuses, strict=True)
+        level.looked, level.statuses = [], []
+        for name, st in looked:
+            path = level.path + b"/" + name
+            if not isinstance(st, int) and self._left_out(level, name, path, st, stat.S_ISDIR(st.st_mode)):
+                self._progress.item(path, "excluded")
+            else:
+                level.looked.append(name)
+                level.statuses.append(st)
+
+    def _pass_unchanged(self, level: _Level) -> int:
+        """Keep the first entries, as many as are unchanged files, without another look at each; returns how many."""
+        earlier = level.earlier.only
+        if earlier is None or not level.writer.keep(earlier.ordinal, 0):
+            return 0
+        ordinal = earlier.ordinal
+        try:
+            count, size, with_xattrs = earlier.pass_unchanged(level.looked, level.statuses)
+        except RepositoryError:  # take() meets it, too
+            return 0
+        level.writer.keep(ordinal, count)
+        self.entries.with_xattrs += with_xattrs
+        self.counts.files["unchanged"] += count
+        self.reached = self.reached or count > 0
+        self._progress.advance(count, size)
+        if self._progress.wants_unchanged:
+            for name, st in zip(level.looked[:count], level.statuses[:count], strict=True):
+                self._progress.item(level.path + b"/" + name, "unchanged", st.st_size)  # type: ignore[union-attr]
+        return count
 
     def _look_on_the_way(self, level: _Level, below: Branching) -> None:
         """The next name on the way to a source, where links are followed."""
@@ -344,12 +392,17 @@ class Walker:
             return
         self.reached = True
         self.changed |= below is not None and raw is None
-        level.writer.add(node, raw)
+        self._add(level, node, raw, was)
         if node.is_file:
             self._progress.advance(
                 1, st.st_size if action == "unchanged" else 0
             )  # what was read has been told
         self._progress.item(path, action, node.size or 0)
+
+    def _add(self, level: _Level, node: Node, raw: bytes | None, was: list[Earlier]) -> None:
+        """`raw`: the encoding that the earlier snapshot has of it."""
+        if raw is None or not level.writer.keep(was[0].ordinal):
+            level.writer.add(node, raw)
 
     def _left_out(self, level: _Level, name: bytes, path: bytes, st: Status, is_dir: bool) -> bool:
         return (
