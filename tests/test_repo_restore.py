@@ -26,6 +26,8 @@ from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
 from snapfs.repo.restore import Overwrite, RestoreOptions, RestoreResult, Selection, restore
 from snapfs.repo.restore import folders as folders_module
+from snapfs.repo.restore import small as small_module
+from snapfs.repo.restore._making import make_files
 from snapfs.repo.restore.filling import data_between, spans_with_holes
 from snapfs.repo.restore.walk import stripped
 from snapfs.repo.trees import DirectoryWriter
@@ -710,7 +712,7 @@ def test_a_full_disk_ends_it_with_one_line(case: Case, monkeypatch: pytest.Monke
 
 
 def test_an_interrupted_restore_leaves_no_part_of_a_file(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    (case.source / "f").write_bytes(pattern(100))
+    (case.source / "f").write_bytes(pattern(300_000))
 
     def interrupt(*_: object) -> int:
         raise KeyboardInterrupt
@@ -721,13 +723,112 @@ def test_an_interrupted_restore_leaves_no_part_of_a_file(case: Case, monkeypatch
     assert os.listdir(case.target) == []
 
 
+@pytest.mark.parametrize("failing", ["all", "some", "none"])
+def test_small_files_that_fail_in_a_batch_are_made_one_by_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    for number in range(200):
+        (case.source / f"d{number % 3}").mkdir(exist_ok=True)
+        (case.source / f"d{number % 3}/f{number}").write_bytes(pattern(number, number))
+    os.utime(case.source / "d1", ns=(5, 5))
+    os.chmod(case.source / "d2", 0o555)
+    real = small_module.make_files
+
+    def make(fd: int, files: list[Any]) -> list[int]:
+        bad = [failing == "all" or (failing == "some" and number % 3 == 1) for number in range(len(files))]
+        real(fd, [f for f, no in zip(files, bad, strict=True) if not no])
+        return [errno.EIO if no else 0 for no in bad]
+
+    monkeypatch.setattr(small_module, "make_files", make)
+    result = case.restore()
+    assert (result.files, result.errors, result.warnings) == (200, 0, 0)
+    assert case.told.files == 200
+    assert case.told.bytes == result.bytes == sum(range(200))
+    case.same()
+
+
+def test_a_full_disk_amid_small_files_ends_it_with_one_line(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        (case.source / f"f{number:03}").write_bytes(pattern(1000, number))
+    repositories.snapshot(case.folder, case.source)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(small_module, "make_files", lambda fd, files: [errno.ENOSPC] * len(files))
+    monkeypatch.setattr(os, "pwrite", full)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TargetError, match="No space left on device: free some space"):
+        case.restore(backup=False)
+    assert os.listdir(case.target) == []
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_making_many_files(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("elsewhere")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    who = os.geteuid(), os.getegid()
+    made = make_files(fd, [
+        (b"a", b"content", 0o4751, *who, -1, -86_400_000_000_001),
+        (b"there", b"theirs", 0o644, *who, 0, 0),
+        (b"link", b"theirs", 0o644, *who, 0, 0),
+        (b"x" * 300, b"", 0o644, *who, 0, 0),
+        (b"empty", b"", 0, *who, 0, 12_000_000_000_000_000_001),
+    ])  # fmt: skip
+    os.close(fd)
+    assert made == [0, errno.EEXIST, errno.EEXIST, errno.ENAMETOOLONG, 0]
+    found = os.stat(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns, found.st_atime_ns) == (
+        0o4751,
+        -86_400_000_000_001,
+        -1,
+    )
+    assert (tmp_path / "there").read_bytes() == b"mine"
+    assert not (tmp_path / "elsewhere").exists()
+    assert os.stat(tmp_path / "empty").st_mtime_ns == 12_000_000_000_000_000_001
+
+
+def test_numbers_that_no_system_holds_make_no_file(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for odd in ({"uid": 2**40}, {"uid": -1}, {"mtime": 2**100}):
+        file = {"uid": 0, "mtime": 0} | odd
+        with pytest.raises(OverflowError):
+            make_files(fd, [(b"a", b"", 0o644, file["uid"], 0, 0, file["mtime"])])
+    os.close(fd)
+    assert os.listdir(tmp_path) == []
+
+
+@needs_root
+def test_an_owner_that_cannot_be_given_leaves_nothing(tmp_path: Path) -> None:
+    """As an ordinary user: in a process of its own, since a user cannot be had back."""
+    os.chmod(tmp_path, 0o777)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    child = os.fork()
+    if child == 0:
+        failed = True
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            made = make_files(fd, [(b"a", b"x", 0o644, 0, 0, 0, 0), (b"b", b"x", 0o644, 65534, 65534, 0, 0)])
+            failed = made != [errno.EPERM, 0]
+        finally:
+            os._exit(failed)
+    os.close(fd)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.listdir(tmp_path) == ["b"]
+
+
 def test_verify_finds_what_the_disk_changed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    (case.source / "bad").write_bytes(pattern(5000))
-    (case.source / "good").write_bytes(pattern(6000))
+    (case.source / "bad").write_bytes(pattern(350_000))
+    (case.source / "good").write_bytes(pattern(360_000))
     real = os.pwrite
 
     def lying(fd: int, data: bytes, offset: int) -> int:
-        return real(fd, bytes(len(data)), offset) if len(data) == 5000 else real(fd, data, offset)
+        return real(fd, bytes(len(data)), offset) if len(data) == 350_000 else real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", lying)
     result = case.restore(verify=True)

@@ -4,6 +4,7 @@ options     what is asked for and what came of it      walk        what to resto
 selection   include and exclude patterns               ahead       frames opened before they are needed
 folders     open directories, links never followed     filling     content, holes kept
 metadata    owners, modes, times, attributes           entries     one entry, new or in place of an old one
+small       small new files, many at a time            _making     the same, compiled
 engine      all of it put together                     verify      the target read back and compared
 """
 

@@ -18,9 +18,10 @@ from snapfs.repo.restore.ahead import Ahead
 from snapfs.repo.restore.directories import Directories, open_target
 from snapfs.repo.restore.entries import Entries, Outcome
 from snapfs.repo.restore.filling import Filling
-from snapfs.repo.restore.folders import Chain
+from snapfs.repo.restore.folders import Chain, Folder
 from snapfs.repo.restore.metadata import Metadata, strerror
 from snapfs.repo.restore.options import RestoreOptions, RestoreResult
+from snapfs.repo.restore.small import SmallFiles
 from snapfs.repo.restore.verify import verify
 from snapfs.repo.restore.walk import Do, Step, steps, stripped
 from snapfs.repo.trees import bytes_of, files_of
@@ -84,6 +85,7 @@ class _Restore:
         )
         self._ahead = Ahead(repository, pool)
         filling = Filling(repository, self._ahead, pool, progress)
+        self._small = SmallFiles(options, self._ahead, pool, self._made, self._make_again)
         self._entries = Entries(options, self._chain, filling, metadata, self._warn)
         self._directories = Directories(repository, target, options, metadata, progress, self._warn)
         self._pending: list[Step] = []
@@ -104,7 +106,9 @@ class _Restore:
                 if self._progress.interrupted:
                     raise KeyboardInterrupt
                 self._step(step)
+            self._small.flush()
         finally:
+            self._small.give_up()
             self._chain.close()
 
     def _step(self, step: Step) -> None:
@@ -134,6 +138,9 @@ class _Restore:
 
     def _entry(self, step: Step) -> None:
         node, path, result = step.node, step.path, self.result
+        if self._small.takes(self._chain.top, node):
+            self._small.add(self._chain.top, node, path)
+            return
         at = b"" if node.link is None else stripped(step.folder, self._options.strip_components)
         outcome = self._entries.restore(self._chain.top, at, node, path)
         size = node.size or 0
@@ -152,6 +159,33 @@ class _Restore:
         if node.is_file and (not written or self._options.dry_run):  # else Filling did
             self._progress.advance(1, size)
         self._progress.item(path, outcome.value, size)
+
+    def _made(self, node: Node, path: bytes) -> None:
+        self._progress.advance(1, node.size or 0)
+        self._restored(node, path)
+
+    def _restored(self, node: Node, path: bytes) -> None:
+        size = node.size or 0
+        self.result.files += 1
+        self.result.bytes += size
+        self._progress.item(path, Outcome.RESTORED.value, size)
+
+    def _make_again(self, folder: Folder, node: Node, path: bytes) -> None:
+        """A small file that did not go smoothly: whatever is wrong is met again, and said."""
+        try:
+            self._entries.make_file(folder, node.name, node, path)
+        except (OSError, OverflowError, ValueError) as error:
+            self._failed(path, error)
+        except RepositoryError as error:
+            self._lost(path, error)
+        else:
+            self._restored(node, path)
+
+    def _finish(self, folder: Folder, node: Node, path: bytes) -> None:
+        try:
+            self._directories.finish(folder, node, path)
+        except (OSError, OverflowError, ValueError) as error:
+            self._failed(path, error)
 
     # ---- directories ---------------------------------------------------------------------------------------------
 
@@ -178,7 +212,7 @@ class _Restore:
         finally:
             self._chain.open_parent()
             if step.depth or not self._options.strip_components:
-                self._directories.finish(folder, step.node, path)
+                self._small.leave(folder, lambda folder: self._finish(folder, step.node, path))
             if step.depth:
                 self._chain.pop()
         if step.depth:

@@ -116,7 +116,7 @@ class Entries:
 
     def _make(self, folder: Folder, node: Node, path: bytes, there: os.stat_result | None) -> None:
         assert folder.fd is not None
-        make = self._make_file if node.is_file else self._make_special
+        make = self.make_file if node.is_file else self._make_special
         if there is None and (folder.fresh or not node.is_file):
             make(folder, node.name, node, path)
             return
@@ -146,7 +146,7 @@ class Entries:
                 ) from error
             remove(name, above)
 
-    def _make_file(self, folder: Folder, name: bytes, node: Node, path: bytes) -> None:
+    def make_file(self, folder: Folder, name: bytes, node: Node, path: bytes) -> None:
         fd = os.open(name, CREATE, 0o600, dir_fd=folder.fd)
         try:
             try:
