@@ -22,6 +22,7 @@ import pytest
 from snapfs.fs import mountpoint as points
 from snapfs.fs.background import mount_in_background
 from snapfs.fs.mount import MountOptions, mount
+from snapfs.fs.mounts import Mount, obstacles
 from snapfs.repo.errors import MountError, WrongPassword
 from support import repositories, trees
 from support.mounts import NOBODY, device_for_everyone, finish, mounted, run_as, start
@@ -292,6 +293,42 @@ def test_umount_names_those_who_keep_it_busy(odd: Path) -> None:
     finish(server)
     with pytest.raises(MountError, match="no snapfs mount"):
         points.unmount(str(top))
+
+
+@contextlib.contextmanager
+def tmpfs(place: Path) -> Iterator[None]:
+    run("mount", "-t", "tmpfs", "none", place)
+    try:
+        yield
+    finally:
+        run("umount", place)
+
+
+@as_root
+def test_umount_names_the_mount_that_stands_in_the_way(odd: Path) -> None:
+    top = odd / "above" / "covered"
+    top.parent.mkdir()
+    server = start(odd, top)
+    for place in (top / "ids", top, top.parent):
+        with tmpfs(place), pytest.raises(MountError) as caught:
+            points.unmount(str(top))
+        assert f"{place} (tmpfs) is mounted in it or over it" in str(caught.value)
+    with tmpfs(top), tmpfs(top), pytest.raises(MountError, match="tmpfs"):
+        points.unmount(str(top))
+    points.unmount(str(top))
+    finish(server)
+
+
+def test_which_mounts_stand_in_the_way() -> None:
+    disk, home = Mount(1, 0, "/", "ext4"), Mount(2, 1, "/home", "ext4")
+    ours = Mount(3, 2, "/home/me/past", "fuse.snapfs")
+    inside, over = Mount(4, 3, "/home/me/past/ids", "tmpfs"), Mount(5, 3, "/home/me/past", "tmpfs")
+    hiding, over_that = Mount(6, 2, "/home/me", "tmpfs"), Mount(7, 6, "/home/me", "nfs")
+    beside, like_it = Mount(8, 2, "/home/me/pa", "tmpfs"), Mount(9, 2, "/home/me/past2", "fuse.snapfs")
+    innocent = [disk, home, ours, beside, like_it]
+    assert obstacles(ours, innocent) == []
+    assert obstacles(ours, [*innocent, inside, over, hiding, over_that]) == [inside, over, hiding]
+    assert obstacles(ours, [Mount(1, 1, "/", "ext4"), ours._replace(parent=1)]) == [], "a root on itself"
 
 
 def test_after_a_crash_the_mountpoint_is_broken_and_not_empty(odd: Path) -> None:
