@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -24,7 +25,7 @@ from snapfs.fs.background import mount_in_background
 from snapfs.fs.mount import MountOptions, mount
 from snapfs.fs.mounts import Mount, obstacles
 from snapfs.repo.errors import MountError, WrongPassword
-from support import repositories, trees
+from support import ordinary, repositories, trees
 from support.mounts import NOBODY, device_for_everyone, finish, mounted, run_as, start
 from support.same import differences, on_disk
 from support.trees import Dir, File, Name
@@ -270,6 +271,56 @@ def test_an_ordinary_user_mounts_through_fusermount() -> None:
         server = start(home, home / "mnt", user=NOBODY)
         assert run_as(NOBODY, "fusermount3", "-u", home / "mnt").returncode == 0
         finish(server)
+
+
+ORDINARY = """
+export SNAPFS_REPOSITORY=$HOME/repository SNAPFS_PASSWORD=secret
+id -u
+snapfs init --quiet
+mkdir source source/folder past
+printf content > source/folder/file
+ln source/folder/file source/hard
+ln -s folder/file source/soft
+printf hidden > source/closed
+chmod 600 source/folder/file
+snapfs backup --quiet source
+chmod 000 source/closed
+snapfs backup --quiet source || echo backup $?
+snapfs mount past
+trap 'fusermount3 -quz past || true' EXIT  # also after a failure: nothing is to go on serving
+grep -q " $HOME/past .* fuse.snapfs " /proc/self/mountinfo
+ls past past/snapshots/latest"$HOME"/source
+stat -c '%a %U' past/snapshots/latest"$HOME"/source/folder/file
+cp -a past/snapshots/latest"$HOME"/source copied
+rsync -aHAX past/snapshots/latest"$HOME"/source/ synced/
+for copy in copied synced past/snapshots/latest"$HOME"/source; do
+    diff -r --no-dereference --exclude closed source "$copy"
+    test "$(stat -c '%h %a %Y' "$copy/hard")" = "$(stat -c '%h %a %Y' source/hard)"
+done
+snapfs umount past
+ls -A past
+if grep " $HOME/past " /proc/self/mountinfo; then exit 1; fi
+snapfs restore --quiet latest -t restored
+diff -r --no-dereference --exclude closed source restored"$HOME"/source
+snapfs --quiet check
+echo all done
+"""
+
+
+def test_everything_works_for_an_ordinary_user() -> None:
+    """The real command in processes of its own, none of which was ever root's."""
+    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir="/var/tmp") as folder:
+        done = ordinary.shell(ORDINARY, Path(folder))
+    user = NOBODY if os.geteuid() == 0 else os.geteuid()
+    name = pwd.getpwuid(user).pw_name
+    said = done.stdout.replace(folder, "~")
+    assert done.returncode == 0, said
+    for line in (
+        f"{user}", "error: ~/source/closed: Permission denied", "backup 3", "hosts", "ids", "snapshots", "tags",
+        "folder", "hard", "soft", f"600 {name}", "all done",
+    ):  # fmt: skip
+        assert line in said.splitlines(), said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
