@@ -14,19 +14,10 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.render import document, iso, moment, named, out, raw, size, text
 from snapfs.cli.snapshots import snapshot_json
 from snapfs.repo.errors import UsageError
-from snapfs.repo.model import Node, NodeType
+from snapfs.repo.model import FORMATS, Node, NodeType
 from snapfs.repo.select import Filter
 from snapfs.repo.trees import Trees, Walked
 
-FORMATS = {
-    NodeType.FILE: stat.S_IFREG,
-    NodeType.DIRECTORY: stat.S_IFDIR,
-    NodeType.SYMLINK: stat.S_IFLNK,
-    NodeType.CHARACTER: stat.S_IFCHR,
-    NodeType.BLOCK: stat.S_IFBLK,
-    NodeType.FIFO: stat.S_IFIFO,
-    NodeType.SOCKET: stat.S_IFSOCK,
-}
 WORDS = {
     NodeType.FILE: "file",
     NodeType.DIRECTORY: "dir",
@@ -134,7 +125,7 @@ def _entries(
 
 def mode_of(node: Node) -> int:
     """st_mode: type and permissions."""
-    return FORMATS[NodeType(node.type)] | node.mode
+    return FORMATS[node.type] | node.mode
 
 
 def long_line(path: bytes, node: Node, human: bool) -> str:

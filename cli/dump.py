@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import click
 from snapfs.cli import opening
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
-from snapfs.repo.errors import UsageError
+from snapfs.repo.errors import TargetError, UsageError
 from snapfs.repo.query.dump import dump_file, dump_tar
 from snapfs.repo.select import Filter
 
@@ -66,20 +67,38 @@ def dump(
 
 @contextlib.contextmanager
 def _output(target: bytes | None) -> Iterator[BinaryIO]:
-    """Where to write.  A file appears under its name when it is whole."""
-    if target is None:
-        sys.stdout.flush()
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    elif os.path.exists(target) and not os.path.isfile(target):
-        with open(target, "wb") as device:
-            yield device
-    else:
-        fd, name = tempfile.mkstemp(prefix=b".snapfs-", dir=os.path.dirname(os.path.abspath(target)))
-        try:
-            with open(fd, "wb") as opened:
-                yield opened
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+    """Where to write.  A file appears under its name when it is whole.  Raises TargetError, which names it."""
+    try:
+        if target is None:
+            sys.stdout.flush()
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        elif os.path.exists(target) and not os.path.isfile(target):
+            with open(target, "wb") as device:
+                yield device
+        else:
+            fd, name = tempfile.mkstemp(prefix=b".snapfs-", dir=os.path.dirname(os.path.abspath(target)))
+            try:
+                with open(fd, "wb") as opened:
+                    yield opened
+                os.replace(name, target)
+            except BaseException:
+                os.unlink(name)
+                raise
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of the output: reading fails with a RepositoryError
+        raise TargetError(target or b"standard output", _advice(error, target is None)) from error
+
+
+def _advice(error: OSError, stdout: bool) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}: free some space there, or write to another place"
+    if stdout:
+        return reason
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return "its folder does not exist: make it first (mkdir -p), or give another --target"
+    if error.errno == errno.EISDIR:
+        return "is a folder: give the name of a file in it"
+    return f"{reason}: give another --target"

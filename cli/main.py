@@ -14,17 +14,15 @@ import importlib
 import io
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
 import click
 
 import snapfs
 from snapfs.cli.options import settings_options
 from snapfs.cli.render import complain, flush, line
+from snapfs.cli.start import begin_work
 from snapfs.repo.errors import SnapfsError
 
 VERBS = {
@@ -93,6 +91,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"snapfs.cli.{VERBS[cmd_name][0]}")
+        begin_work()
         command: click.Command = getattr(module, cmd_name)
         command.context_settings["auto_envvar_prefix"] = f"SNAPFS_{cmd_name.upper()}_"
         return command
@@ -219,27 +218,8 @@ def _drop_stdout() -> None:
         os.close(null)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end everything as cleanly as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks for progress: too early must not mean death
-    old: dict[int, Any] = {}
-    for number in (int(signal.SIGTERM), int(signal.SIGHUP)):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice stays
-            old[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def main() -> NoReturn:
-    """The entry point."""
+def main() -> int:
+    """Put this process in order, and run its command line."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next file that is opened must not take its number
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
@@ -250,10 +230,4 @@ def main() -> NoReturn:
     gc.set_threshold(
         50_000, 20, 50
     )  # a tenth of an unchanged backup went into looking for cycles that are not made
-    with _signals():
-        code = run(sys.argv[1:])
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()
+    return run(sys.argv[1:])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from snapfs.fs.view import Entry
+from snapfs.fs.entry import Entry
 
 _BIT = 1 << 62
 

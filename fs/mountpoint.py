@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from snapfs.fs.mounts import Mount, all_mounts, obstacles
 from snapfs.repo.errors import MountError
 
 SUBTYPE = "snapfs"
@@ -63,24 +63,30 @@ def check_sources(mountpoint: str, sources: Iterable[bytes]) -> None:
 
 def mounted_type(mountpoint: str) -> str | None:
     """The type of the file system mounted exactly there ("fuse.snapfs"); None if none is."""
+    there = _mounted(mountpoint, all_mounts())
+    return there[-1].kind if there else None
+
+
+def _mounted(mountpoint: str, mounts: Sequence[Mount]) -> list[Mount]:
+    """What is mounted exactly there, the uppermost last."""
     # Only the parent is resolved: the mountpoint itself may be a dead mount, which answers nothing.
     parent, name = os.path.split(os.path.abspath(mountpoint))
     path = os.path.join(os.path.realpath(parent), name)
-    found = None
-    for place, kind in _mounts():
-        if place == path:
-            found = kind
-    return found
+    return [mount for mount in mounts if mount.path == path]
 
 
 def unmount(mountpoint: str) -> None:
-    """Take a snapfs mount away.  Raises MountError, which names the processes that keep it busy."""
-    kind = mounted_type(mountpoint)
-    if kind is None and os.path.islink(mountpoint):
+    """Take a snapfs mount away.  Raises MountError, which names the mounts and processes that stand in the way."""
+    mounts = all_mounts()
+    there = _mounted(mountpoint, mounts)
+    if not there and os.path.islink(mountpoint):
         mountpoint = os.path.realpath(mountpoint)
-        kind = mounted_type(mountpoint)
-    if kind != _TYPE:
+        there = _mounted(mountpoint, mounts)
+    ours = next((mount for mount in reversed(there) if mount.kind == _TYPE), None)
+    if ours is None:
         raise MountError(f"{mountpoint}: no snapfs mount is there")
+    if ours != there[-1]:
+        raise _in_the_way(mountpoint, obstacles(ours, mounts) or there[-1:])
     helper = shutil.which("fusermount3")
     if os.geteuid() == 0:
         command = ["umount", "--", mountpoint]
@@ -93,14 +99,26 @@ def unmount(mountpoint: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:
         return
+    others = obstacles(ours, mounts)
+    if others:
+        raise _in_the_way(mountpoint, others)
     users = [f"{name} ({pid})" for pid, name in holders(mountpoint)]
     if users:
-        more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
-        raise MountError(
-            f"{mountpoint} is in use by {', '.join(users[:_NAMED])}{more}: end them, then unmount again"
-        )
+        raise MountError(f"{mountpoint} is in use by {_some(users)}: end them, then unmount again")
     reason = done.stderr.strip().split("\n")[0] or "no reason given"
     raise MountError(f"cannot unmount {mountpoint}: {reason}")
+
+
+def _in_the_way(mountpoint: str, others: Sequence[Mount]) -> MountError:
+    named = _some([f"{other.path} ({other.kind})" for other in others])
+    return MountError(
+        f"{mountpoint}: {named} is mounted in it or over it: unmount that first, then this again"
+    )
+
+
+def _some(things: Sequence[str]) -> str:
+    more = f" and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
+    return ", ".join(things[:_NAMED]) + more
 
 
 def holders(mountpoint: str) -> Iterator[tuple[int, str]]:
@@ -130,14 +148,3 @@ def _used(process: str) -> Iterator[str]:
             fields = line.rstrip("\n").split(maxsplit=5)
             if len(fields) == 6:
                 yield fields[5]
-
-
-def _mounts() -> Iterator[tuple[str, str]]:
-    """(path, type) of all mounts of this namespace, later ones over earlier ones."""
-    with open("/proc/self/mountinfo", errors="surrogateescape") as f:
-        for line in f:
-            before, _, after = line.partition(" - ")
-            yield (
-                re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split(" ")[4]),
-                after.split(" ")[0],
-            )

@@ -3,19 +3,14 @@
 A cache of what the volume directories say, local to this machine; never the only copy of anything.  Key: the first 16 bytes
 of the id; value: the location (24 bytes) and an 8-byte keyed tag over both, so that a flipped byte is a miss and never a wrong
 answer.  Equal blobs in two volumes are two values of one key.  LMDB keeps no checksums of its pages: an exception from it
-(IndexBroken), or a process that died with the index open and a walk that then fails, means delete and rebuild.
+(IndexBroken), or a folder that is not to be trusted (index_folder), means begin anew and rebuild.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import fcntl
-import os
-import secrets
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -23,6 +18,7 @@ import lmdb
 
 from snapfs.repo.errors import RepositoryError, StorageError
 from snapfs.repo.format.crypto import keyed_hash
+from snapfs.repo.index_folder import IndexFolder
 from snapfs.repo.model import BlobId, Location, VolumeKind
 
 _VALUE = struct.Struct("<IQQI")
@@ -65,11 +61,16 @@ class Index:
     def __init__(self, folder: str | None, tag_key: bytes) -> None:
         """`folder` None, or one that cannot be written: a temporary index, gone with close()."""
         self._tag_key = tag_key
-        self._temporary: str | None = None
-        self._marker = -1
-        self._retired: list[lmdb.Environment] = []
-        self.folder = folder if folder and self._usable_folder(folder) else self._make_temporary()
-        self._open()
+        self._folder = IndexFolder(folder)
+        self.folder = self._folder.path
+        self._opened: list[lmdb.Environment] = []
+        """Every environment since the beginning; the last one is in use."""
+        try:
+            if not self._folder.is_trusted(self._walk):
+                raise IndexBroken("not as it was left")
+            self._open_env()
+        except IndexBroken:
+            self.reset()
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -91,11 +92,7 @@ class Index:
     def get(self, blob: bytes) -> Location | None:
         """A place of the blob in a usable volume.  Raises IndexBroken."""
         key = blob[:KEY]
-        try:
-            with self._env.begin(db=self._blobs) as txn:
-                value = txn.get(key)
-        except lmdb.Error as error:
-            raise IndexBroken(str(error)) from error
+        value = self._value(key)
         if value is None:
             return None
         location = self._decode(key, value)
@@ -106,11 +103,7 @@ class Index:
     def holder(self, blob: bytes) -> int | None:
         """The number of a usable volume that has the blob: what deduplication asks, once for every blob there is."""
         key = blob[:KEY]
-        try:
-            with self._env.begin(db=self._blobs) as txn:
-                value = txn.get(key)
-        except lmdb.Error as error:
-            raise IndexBroken(str(error)) from error
+        value = self._value(key)
         if value is None:
             return None
         number: int = _FIRST.unpack_from(value)[0]
@@ -202,123 +195,22 @@ class Index:
 
         The old environment is left open: another thread may be reading in it, and LMDB does not survive a close under a reader.
         """
-        old = self._generation()
-        if hasattr(self, "_env"):
-            self._retired.append(self._env)
         with self._broken():
-            os.mkdir(os.path.join(self.folder, f"{old + 1:08d}"), 0o700)
+            old = self._folder.renew()
         self._open_env()
-        shutil.rmtree(os.path.join(self.folder, f"{old:08d}"), ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:
-        for env in (*self._retired, *((self._env,) if hasattr(self, "_env") else ())):
+        for env in self._opened:
             with contextlib.suppress(lmdb.Error):
                 env.close()
-        self._retired.clear()
-        if self._marker >= 0:
-            with contextlib.suppress(OSError):
-                with open(self._stamp_path, "w") as f:
-                    f.write(self._stamp())
-                os.unlink(self._marker_path)
-            os.close(self._marker)
-            self._marker = -1
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._opened.clear()
+        self._folder.leave()
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _usable_folder(folder: str) -> bool:
-        try:
-            os.makedirs(folder, 0o700, exist_ok=True)
-            os.makedirs(os.path.join(folder, "open"), 0o700, exist_ok=True)
-        except OSError:
-            return False
-        return os.access(folder, os.W_OK)
-
-    def _make_temporary(self) -> str:
-        try:
-            self._temporary = tempfile.mkdtemp(prefix="snapfs-index-")
-        except OSError as error:
-            raise StorageError(
-                f"no place for the index: {error.strerror}: set --cache-dir or TMPDIR to a writable folder"
-            ) from error
-        os.mkdir(os.path.join(self._temporary, "open"))
-        return self._temporary
-
-    def _open(self) -> None:
-        unclean, alone = self._sweep_markers()
-        self._marker_path = os.path.join(self.folder, "open", f"{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            self._marker = os.open(self._marker_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(
-                f"index in {self.folder}: {error.strerror}: free some space or set --cache-dir", error.errno
-            ) from error
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            if unclean and not self._walks():
-                raise IndexBroken("does not walk")
-            if not unclean and alone and not self._as_left():
-                raise IndexBroken("not as it was left")
-            self._open_env()
-        except IndexBroken:
-            self.reset()
-
-    def _sweep_markers(self) -> tuple[bool, bool]:
-        """Whether some process died with the index open: its marker is there and the kernel has freed its lock; and
-        whether no other process has it open now."""
-        dead, alone = False, True
-        folder = os.path.join(self.folder, "open")
-        for name in os.listdir(folder):
-            with contextlib.suppress(OSError):
-                fd = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(os.path.join(folder, name))
-                    dead = True
-                except BlockingIOError:
-                    alone = False
-                finally:
-                    os.close(fd)
-        return dead, alone
-
-    @property
-    def _stamp_path(self) -> str:
-        return os.path.join(self.folder, "stamp")
-
-    def _stamp(self) -> str:
-        st = os.stat(os.path.join(self.folder, f"{self._generation():08d}", "data.mdb"))
-        return f"{self._generation()} {st.st_size} {st.st_mtime_ns}"
-
-    def _as_left(self) -> bool:
-        """Whether the file is as the last process closed it.  If not, LMDB, which trusts what it maps, could end this
-        process with a signal; and to begin anew costs less than to look at every page of every index that is opened."""
-        try:
-            with open(self._stamp_path, "rb") as f:  # bytes: a damaged one need not be text
-                return f.read() == self._stamp().encode()
-        except OSError:  # none yet, or no index
-            return True
-
-    def _walks(self) -> bool:
-        """Walk everything in a child: a broken page can end the process that touches it."""
-        child = os.fork()
-        if child == 0:
-            status = 1
-            faulthandler.disable()  # dying here is an answer, not a crash to be reported
-            try:
-                self._open_env()
-                with self._env.begin(db=self._blobs) as txn:
-                    for _ in txn.cursor():
-                        pass
-                status = 0
-            finally:
-                os._exit(status)
-        return os.waitpid(child, 0)[1] == 0
-
     def _open_env(self) -> None:
-        path = os.path.join(self.folder, f"{self._generation() or 1:08d}")
+        path = self._folder.newest()
         for size in _MAP_SIZES:
             try:
                 with self._broken():
@@ -331,6 +223,7 @@ class Index:
                         meminit=False,
                         readahead=False,
                     )
+                self._opened.append(self._env)
                 break
             except IndexBroken as error:
                 if size == _MAP_SIZES[-1] or not isinstance(error.__cause__, lmdb.MemoryError):
@@ -347,11 +240,23 @@ class Index:
                 raise IndexBroken("another schema, or another repository's")
         self._load_volumes()
 
-    def _generation(self) -> int:
-        """The number of the newest folder that holds an environment; 0 if there is none."""
-        return max((int(name) for name in os.listdir(self.folder) if name.isdigit()), default=0)
+    def _walk(self) -> None:
+        """Touch every page that holds a blob."""
+        self._open_env()
+        with self._env.begin(db=self._blobs) as txn:
+            for _ in txn.cursor():
+                pass
 
     # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _value(self, key: bytes) -> bytes | None:
+        """The first value of a key.  Asked for once a blob: no context manager of ours, which would cost as much again."""
+        try:
+            with self._env.begin(db=self._blobs) as txn:
+                value: bytes | None = txn.get(key)
+                return value
+        except lmdb.Error as error:
+            raise IndexBroken(str(error)) from error
 
     def _load_volumes(self) -> None:
         with self._broken(), self._env.begin() as txn:

@@ -23,9 +23,7 @@ class Keys:
         if any((name, 1) not in self._keys for name in L.NAMED_KEYS):
             raise Damaged("a key is missing", where)
         id_key = self._keys[b"id", 1]
-        derived = {int(kind): hkdf(id_key, None, label) for kind, label in L.ID_LABELS.items()}
-        self.blob_keys = [derived.get(kind, b"") for kind in range(max(derived) + 1)]
-        """By kind of blob: a list, since to hash a member of an Enum takes longer than to hash a small blob."""
+        self.blob_keys = {kind: hkdf(id_key, None, label) for kind, label in L.ID_LABELS.items()}
         self._snapshot = hkdf(id_key, None, L.SNAPSHOT_ID_LABEL)
         self.page = hkdf(id_key, None, L.PAGE_LABEL)
         self.chunker = self._keys[b"chunker", 1]

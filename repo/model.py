@@ -7,6 +7,7 @@ ever added at the end, and a reader ignores what it does not know.
 from __future__ import annotations
 
 import enum
+import stat
 from typing import NamedTuple, NewType
 
 import msgspec
@@ -50,10 +51,19 @@ class NodeType(enum.IntEnum):
     SOCKET = 7
 
 
-_FILE, _DIRECTORY = (
-    int(NodeType.FILE),
-    int(NodeType.DIRECTORY),
-)  # asked of every entry: members of an Enum are slow
+_FILE, _DIRECTORY = int(NodeType.FILE), int(NodeType.DIRECTORY)
+"""Asked of every entry: members of an Enum are slow."""
+FORMATS: dict[int, int] = {
+    NodeType.FILE: stat.S_IFREG,
+    NodeType.DIRECTORY: stat.S_IFDIR,
+    NodeType.SYMLINK: stat.S_IFLNK,
+    NodeType.CHARACTER: stat.S_IFCHR,
+    NodeType.BLOCK: stat.S_IFBLK,
+    NodeType.FIFO: stat.S_IFIFO,
+    NodeType.SOCKET: stat.S_IFSOCK,
+}
+"""Node.type -> the bits of st_mode that say the same."""
+TYPES: dict[int, int] = {bits: int(kind) for kind, bits in FORMATS.items()}
 
 
 class Location(NamedTuple):

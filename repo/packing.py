@@ -28,7 +28,7 @@ from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
 from snapfs.repo.volumes import OBJECTS, Volumes
 
 WORKERS = 2
-_DATA, _TREE = int(VolumeKind.DATA), int(VolumeKind.TREE)  # an Enum's hash and properties are slow
+_DATA, _TREE = int(VolumeKind.DATA), int(VolumeKind.TREE)  # an Enum's properties are slow
 _BUDGET = 24 * MiB
 """Plaintext waiting for a worker, at most."""
 _OPEN_OWNERS = 32

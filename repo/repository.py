@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 from functools import cached_property
 from typing import Self
@@ -21,28 +20,25 @@ from snapfs.repo.errors import (
     RepositoryExists,
     RepositoryNotFound,
     StorageError,
-    UsageError,
-    WrongPassword,
 )  # fmt: skip
 from snapfs.repo.events import Events, KeyNote, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Opener, Sealer, parse_header
-from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
+from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import open_record, seal_record
-from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.index import Index
+from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import BlobId, KiB, Location, MiB, VolumeKind
+from snapfs.repo.model import KiB, MiB
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
-from snapfs.repo.storage.base import hash_in
+from snapfs.repo.slots import KeySlots, open_with
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
 from snapfs.repo.system import System
 from snapfs.repo.trees import Trees
-from snapfs.repo.volumes import Volumes, is_absent, object_name
-
-log = logging.getLogger(__name__)
+from snapfs.repo.volumes import Volumes, is_absent
 
 README = """\
 This folder is a snapfs repository: encrypted, deduplicated backups.  Please change nothing in it.
@@ -68,19 +64,17 @@ class Repository:
         self.id = config.repository
         self.config = config
         self.keys = keys
-        self.slot = slot
-        """Name (64 hex digits) of the key slot that opened."""
         self.client = client
         self.system = system
         self.cache_bytes = cache_bytes
         self.config_problem: str | None = None
         """What is wrong with the config's file, where its copy in the key slot is used."""
-        self._bundle = bundle
         self._index_folder = index_folder
         self._progress = progress
         self._said: set[str] = set()
         self.volumes = Volumes(storage, keys, self.id)
         self.events = Events(storage, keys, self.id, client, system)
+        self._slots = KeySlots(storage, self.id, bundle, slot, self.events, client, system)
 
     # ---- create and open -----------------------------------------------------------------------------------------
 
@@ -105,10 +99,10 @@ class Repository:
         )
         bundle = Bundle(1, 1, Keys.generate(system), records.encode(config))
         storage.put("README.txt", README.encode())
-        slot = _put_slot(storage, bundle, password, cost, repository, system)
-        keys = Keys(bundle, "new repository")
-        Events(storage, keys, repository, Client(None, system), system).publish(
-            _key_added(slot, label, host, user)
+        keys, nobody = Keys(bundle, "new repository"), Client(None, system)
+        events = Events(storage, keys, repository, nobody, system)
+        KeySlots(storage, repository, bundle, "", events, nobody, system).add(
+            password, cost, label, host, user
         )
         sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
         data = seal_record(sealer, bundle.config)
@@ -132,7 +126,7 @@ class Repository:
         state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
         client = Client(os.path.join(state_dir, here), system)
-        slot, bundle = _open_slots(storage, password, repository, client.remembered.slot)
+        slot, bundle = open_with(password, storage, repository, client.remembered.slot)
         keys = Keys(bundle, f"keys/{slot[:8]}")
         config, problem = _open_config(storage, keys, bundle, repository)
         if problem is not None:
@@ -198,87 +192,36 @@ class Repository:
             volume_size=volume_size or self.config.volume_size, largest_blob=self.config.chunk_maximum,
         )  # fmt: skip
 
-    # ---- the index against the volumes ---------------------------------------------------------------------------
-
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:
-        """Enter volumes the index lacks, mark those that are gone or have another size; True if anything changed.
+        """Compare the index with the volumes there are; True if anything changed.  `thorough`: down to their directories."""
+        return synchronise(self.index, self.volumes, progress or self._progress, thorough)
 
-        `thorough`: read every volume's directory again, also of those the index knows.  A broken index is begun anew.
-        """
-        try:
-            return self._synchronise(thorough, progress or self._progress)
-        except IndexBroken as error:
-            log.warning("%s; rebuilding it", error)
-            self.index.reset()
-            return self._synchronise(True, progress or self._progress)
+    # ---- passwords -----------------------------------------------------------------------------------------------
 
-    def _synchronise(self, thorough: bool, progress: Progress) -> bool:
-        listing = self.volumes.listing()
-        known = {v.name: v for v in self.index.volumes()}
-        lost = [n for n, v in known.items() if v.usable and (n not in listing or listing[n][1] != v.size)]
-        if lost:
-            self.index.mark(lost, False)
-        wanted = [name for name in listing if thorough or name not in known]
-        if wanted:
-            progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
-            self.storage.adopt(object_name(listing[name][0], name) for name in wanted)
-        for name in wanted:
-            kind, size = listing[name]
-            progress.advance(1, size)
-            try:
-                entries = list(self.volumes.directory(kind, name, size))
-                usable = (
-                    name not in known or known[name].usable
-                )  # what check found damaged stays so until it finds it sound
-            except Damaged as error:
-                progress.notice(
-                    f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
-                )
-                entries, usable = self._salvage(kind, name), False
-            except StorageError as error:
-                if is_absent(error):
-                    continue
-                raise
-            self.index.add(name, kind, size, ((blob, at) for blob, _, at in entries), usable)
-        return bool(lost or wanted)
-
-    def _salvage(self, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:
-        with contextlib.suppress(Damaged):
-            return list(self.volumes.salvage(kind, name))
-        return []
-
-    # ---- key slots -----------------------------------------------------------------------------------------------
+    @property
+    def slot(self) -> str:
+        """Name (64 hex digits) of the key slot in use."""
+        return self._slots.current
 
     def key_slots(self) -> list[tuple[str, KeyNote | None]]:
         """(name, who added it) of every slot there is."""
-        notes = self.events.load().key_notes
-        names = sorted(name for path, _ in self.storage.list("keys") if (name := hash_in(path)))
-        return [(name.hex(), notes.get(name)) for name in names]
+        return self._slots.notes()
 
     def add_key(
         self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
     ) -> str:
         """Make another key slot for another password; returns its name."""
-        slot = _put_slot(self.storage, self._bundle, password, cost, self.id, self.system)
-        self.events.publish(_key_added(slot, label, host, user))
-        return slot
+        return self._slots.add(password, cost, label, host, user)
 
     def remove_key(self, name: str) -> None:
         """Remove a slot; its password opens nothing any more.  Raises UsageError for the slot in use."""
-        if name == self.slot:
-            raise UsageError(
-                "this key slot is the one in use: open the repository with another password to remove it"
-            )
-        self.storage.remove(f"keys/{name}")
+        self._slots.remove(name)
 
     def change_password(
         self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
     ) -> str:
         """Replace the slot in use: the new one is durable before the old one goes."""
-        old, self.slot = self.slot, self.add_key(password, cost=cost, label=label, host=host, user=user)
-        self.storage.remove(f"keys/{old}")
-        self.client.remember(slot=self.slot)
-        return self.slot
+        return self._slots.replace(password, cost, label, host, user)
 
 
 def _refuse_occupied(storage: LocalStorage) -> None:
@@ -293,20 +236,6 @@ def _refuse_occupied(storage: LocalStorage) -> None:
     for folder in ("keys", "events"):  # left by an init that was killed: nobody can have used them
         for name, _ in list(storage.list(folder)):
             storage.remove(name)
-
-
-def _put_slot(
-    storage: LocalStorage, bundle: Bundle, password: bytes, cost: Cost, repository: bytes, system: System
-) -> str:
-    data = seal_slot(bundle, password, cost, repository, system.salt())
-    name = hashlib.sha256(data).hexdigest()
-    storage.put(f"keys/{name}", data)
-    return name
-
-
-def _key_added(slot: str, label: str, host: str, user: str) -> records.EventBody:
-    notes = tuple(t.encode("utf-8", "replace") for t in (label, host, user))
-    return records.EventBody(records.EVENT_KEY_ADDED, None, (bytes.fromhex(slot),), notes)
 
 
 def _repository_id(storage: LocalStorage) -> bytes:
@@ -331,25 +260,6 @@ def _repository_id(storage: LocalStorage) -> bytes:
             with contextlib.suppress(RepositoryError):
                 return parse_header(storage.read(name), name).repository
     raise problem
-
-
-def _open_slots(storage: LocalStorage, password: bytes, repository: bytes, first: str) -> tuple[str, Bundle]:
-    names = sorted(path.rsplit("/", 1)[1] for path, _ in storage.list("keys"))
-    names.sort(key=lambda name: name != first)
-    wrong: WrongPassword | None = None
-    damaged: RepositoryError | None = None
-    for name in names:
-        try:
-            header, bundle = open_slot(storage.read(f"keys/{name}"), password, f"keys/{name[:8]}")
-            if header.repository == repository:
-                return name, bundle
-        except WrongPassword as error:
-            wrong = error
-        except Damaged as error:
-            damaged = error
-    if wrong is not None:
-        raise wrong
-    raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")
 
 
 def _open_config(

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,67 @@ def test_ctrl_c_ends_with_130(cli: Cli) -> None:
         process.wait()
     assert process.returncode == 130
     assert cli("snapshots", "--json").json == []
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for the signal.  SIGTERM has one once snapfs is there: the interpreter sets none."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "milliseconds"),
+    [
+        (signal.SIGINT, range(0, 150, 5)),
+        (signal.SIGTERM, range(0, 150, 25)),
+        (signal.SIGHUP, range(0, 150, 25)),
+    ],
+)
+def test_a_signal_at_any_moment_is_one_line_and_130(
+    cli: Cli, number: signal.Signals, milliseconds: range
+) -> None:
+    cli.create()
+    program = Path(sys.executable).with_name("snapfs")
+    for delay in milliseconds:
+        with subprocess.Popen(
+            [program, "backup", "--stdin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:  # fmt: skip
+            while not catches(process.pid, signal.SIGTERM):
+                assert process.poll() is None, process.stderr
+                time.sleep(0.0005)
+            time.sleep(delay / 1000)
+            process.send_signal(number)
+            assert process.stderr is not None
+            assert process.stderr.read() == b"snapfs: interrupted\n", f"after {delay} ms"
+        assert process.returncode == 130, f"after {delay} ms"
+    assert cli("snapshots", "--json").json == []
+
+
+def test_signals_are_settled_before_anything_else_is_loaded() -> None:
+    program = (
+        "import __future__, os, re, signal, sys, types, typing; before = set(sys.modules); import snapfs.cli.start; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["snapfs", "snapfs.cli", "snapfs.cli.start"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(cli: Cli) -> None:
+    """As nohup, and a shell that starts something in the background, wish it."""
+    cli.create()
+    words = " ".join(map(str, command(["backup", "--stdin"])))
+    with subprocess.Popen(["sh", "-c", f"trap '' INT HUP; exec {words}"], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        while not catches(process.pid, signal.SIGTERM):
+            assert process.poll() is None
+            time.sleep(0.0005)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            assert not catches(process.pid, number)
+            process.send_signal(number)
+        process.stdin.write(b"content")
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 def test_arguments_that_are_not_utf8(cli: Cli) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from snapfs.cli import main
 from snapfs.cli.main import ELSEWHERE, VERBS, group, unknown_verb
-from support.cli import Cli
+from support.cli import Cli, command
 
 
 @pytest.fixture
@@ -379,6 +381,40 @@ def test_dump(cli: Cli) -> None:
     assert (cli.folder / "target").read_bytes() == b"\xff\n"
     assert cli("dump", "latest", "/nothing", "-t", "other").code == 1
     assert not (cli.folder / "other").exists()
+
+
+def test_dump_names_the_file_that_it_cannot_write(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cli.source / "large").write_bytes(os.urandom(3_000_000))
+    cli.snapshot()
+    large, a = f"{cli.source}/large", f"{cli.source}/a"
+    no_space = "No space left on device: free some space there, or write to another place"
+    for args, message in (
+        ([large, "-t", "/dev/full"], f"/dev/full: {no_space}"),
+        ([a, "-a", "tar", "-t", "/dev/full"], f"/dev/full: {no_space}"),
+        ([a, "-t", "no/folder"], "no/folder: its folder does not exist: make it first (mkdir -p), or give another --target"),
+        ([a, "-t", "source"], "source: is a folder: give the name of a file in it"),
+    ):  # fmt: skip
+        assert cli("dump", "latest", *args) == (1, "", f"snapfs: {message}\n")
+    with open("/dev/full", "wb") as full:
+        for args in ([large], [a], [str(cli.source)]):
+            done = subprocess.run(
+                command(["dump", "latest", *args]), stdout=full, stderr=subprocess.PIPE, check=False
+            )
+            assert (done.returncode, done.stderr.decode()) == (1, f"snapfs: standard output: {no_space}\n")
+
+    def on_a_full_disk(**where: bytes) -> tuple[int, bytes]:
+        fd, name = mkstemp(**where)
+        os.close(fd)
+        return os.open("/dev/full", os.O_WRONLY), name
+
+    mkstemp = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", on_a_full_disk)
+    (cli.folder / "there").write_text("before")
+    names = sorted(os.listdir(cli.folder))
+    for target in ("there", "new"):
+        assert cli("dump", "latest", large, "-t", target) == (1, "", f"snapfs: {target}: {no_space}\n")
+    assert sorted(os.listdir(cli.folder)) == names, "something was left behind"
+    assert (cli.folder / "there").read_text() == "before"
 
 
 @pytest.mark.parametrize("mode", ["restore-size", "files-by-contents", "blobs-per-file", "raw-data"])

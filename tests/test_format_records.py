@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -11,7 +14,7 @@ from snapfs.repo.backup.parents import RawDirectory
 from snapfs.repo.errors import Damaged, RepositoryError, UnsupportedFormat
 from snapfs.repo.format import records
 from snapfs.repo.format.records import Branch, Bundle, Config, Event, EventBody, Head
-from snapfs.repo.model import Below, Holes, Kind, Node, NodeType, Snapshot, Totals, Xattr
+from snapfs.repo.model import FORMATS, TYPES, Below, Holes, Kind, Node, NodeType, Snapshot, Totals, Xattr
 from snapfs.repo.trees import DirectoryWriter
 from support.parts import KEYS, MemoryBlobs
 
@@ -195,3 +198,9 @@ def test_heads_of_events_come_back() -> None:
         1, b"c" * 16, 2**40, (Head(b"d" * 16, 1, bytes(32)),), -1, EventBody(records.EVENT_SNAPSHOT, b"x")
     )
     assert records.decode(Event, records.encode(event), "it") == event
+
+
+def test_every_node_type_is_a_type_of_files_and_back() -> None:
+    assert set(FORMATS) == set(NodeType)
+    assert {kind: TYPES[bits] for kind, bits in FORMATS.items()} == {kind: kind for kind in NodeType}
+    assert TYPES[stat.S_IFMT(os.stat("/").st_mode)] == NodeType.DIRECTORY

@@ -12,9 +12,9 @@ import pytest
 import trio
 from pyfuse3 import FUSEError
 
+from snapfs.fs.entry import Entry, Stale
 from snapfs.fs.operations import Snapfs
 from snapfs.fs.patience import NotAtHand
-from snapfs.fs.view import Entry, Stale
 from snapfs.repo.errors import BlobMissing, Damaged, StorageError
 from snapfs.repo.model import Node, NodeType
 

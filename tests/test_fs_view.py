@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from snapfs.fs.entry import ROOT, Entry, Stale
 from snapfs.fs.layout import Folder, arrange, file_name, time_name
 from snapfs.fs.links import HeldLinks
 from snapfs.fs.patience import NotAtHand
-from snapfs.fs.view import ROOT, Entry, Stale, View
+from snapfs.fs.view import View
 from snapfs.repo.errors import Damaged
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Below, Node
@@ -151,12 +152,12 @@ def test_snapshots_appear_and_disappear_while_mounted(tmp_path: Path) -> None:
         before = listing(view, at(view, b"ids").inode)
         (tmp_path / "source/new").touch()
         second = repositories.snapshot(tmp_path, tmp_path / "source")
-        view._reload_after = 0
+        view._folders._reload_after = 0
         after = listing(view, at(view, b"ids").inode)
         assert list(after) == [first.short.encode(), second.short.encode()]
         assert after[first.short.encode()] == before[first.short.encode()]
         repository.events.forget([first.id])
-        view._reload_after = 0
+        view._folders._reload_after = 0
         assert list(listing(view, at(view, b"ids").inode)) == [second.short.encode()]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -22,8 +23,9 @@ import pytest
 from snapfs.fs import mountpoint as points
 from snapfs.fs.background import mount_in_background
 from snapfs.fs.mount import MountOptions, mount
+from snapfs.fs.mounts import Mount, obstacles
 from snapfs.repo.errors import MountError, WrongPassword
-from support import repositories, trees
+from support import ordinary, repositories, trees
 from support.mounts import NOBODY, device_for_everyone, finish, mounted, run_as, start
 from support.same import differences, on_disk
 from support.trees import Dir, File, Name
@@ -271,6 +273,56 @@ def test_an_ordinary_user_mounts_through_fusermount() -> None:
         finish(server)
 
 
+ORDINARY = """
+export SNAPFS_REPOSITORY=$HOME/repository SNAPFS_PASSWORD=secret
+id -u
+snapfs init --quiet
+mkdir source source/folder past
+printf content > source/folder/file
+ln source/folder/file source/hard
+ln -s folder/file source/soft
+printf hidden > source/closed
+chmod 600 source/folder/file
+snapfs backup --quiet source
+chmod 000 source/closed
+snapfs backup --quiet source || echo backup $?
+snapfs mount past
+trap 'fusermount3 -quz past || true' EXIT  # also after a failure: nothing is to go on serving
+grep -q " $HOME/past .* fuse.snapfs " /proc/self/mountinfo
+ls past past/snapshots/latest"$HOME"/source
+stat -c '%a %U' past/snapshots/latest"$HOME"/source/folder/file
+cp -a past/snapshots/latest"$HOME"/source copied
+rsync -aHAX past/snapshots/latest"$HOME"/source/ synced/
+for copy in copied synced past/snapshots/latest"$HOME"/source; do
+    diff -r --no-dereference --exclude closed source "$copy"
+    test "$(stat -c '%h %a %Y' "$copy/hard")" = "$(stat -c '%h %a %Y' source/hard)"
+done
+snapfs umount past
+ls -A past
+if grep " $HOME/past " /proc/self/mountinfo; then exit 1; fi
+snapfs restore --quiet latest -t restored
+diff -r --no-dereference --exclude closed source restored"$HOME"/source
+snapfs --quiet check
+echo all done
+"""
+
+
+def test_everything_works_for_an_ordinary_user() -> None:
+    """The real command in processes of its own, none of which was ever root's."""
+    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir="/var/tmp") as folder:
+        done = ordinary.shell(ORDINARY, Path(folder))
+    user = NOBODY if os.geteuid() == 0 else os.geteuid()
+    name = pwd.getpwuid(user).pw_name
+    said = done.stdout.replace(folder, "~")
+    assert done.returncode == 0, said
+    for line in (
+        f"{user}", "error: ~/source/closed: Permission denied", "backup 3", "hosts", "ids", "snapshots", "tags",
+        "folder", "hard", "soft", f"600 {name}", "all done",
+    ):  # fmt: skip
+        assert line in said.splitlines(), said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_unmount(odd: Path, number: signal.Signals) -> None:
     server = start(odd, odd / "signalled")
@@ -292,6 +344,42 @@ def test_umount_names_those_who_keep_it_busy(odd: Path) -> None:
     finish(server)
     with pytest.raises(MountError, match="no snapfs mount"):
         points.unmount(str(top))
+
+
+@contextlib.contextmanager
+def tmpfs(place: Path) -> Iterator[None]:
+    run("mount", "-t", "tmpfs", "none", place)
+    try:
+        yield
+    finally:
+        run("umount", place)
+
+
+@as_root
+def test_umount_names_the_mount_that_stands_in_the_way(odd: Path) -> None:
+    top = odd / "above" / "covered"
+    top.parent.mkdir()
+    server = start(odd, top)
+    for place in (top / "ids", top, top.parent):
+        with tmpfs(place), pytest.raises(MountError) as caught:
+            points.unmount(str(top))
+        assert f"{place} (tmpfs) is mounted in it or over it" in str(caught.value)
+    with tmpfs(top), tmpfs(top), pytest.raises(MountError, match="tmpfs"):
+        points.unmount(str(top))
+    points.unmount(str(top))
+    finish(server)
+
+
+def test_which_mounts_stand_in_the_way() -> None:
+    disk, home = Mount(1, 0, "/", "ext4"), Mount(2, 1, "/home", "ext4")
+    ours = Mount(3, 2, "/home/me/past", "fuse.snapfs")
+    inside, over = Mount(4, 3, "/home/me/past/ids", "tmpfs"), Mount(5, 3, "/home/me/past", "tmpfs")
+    hiding, over_that = Mount(6, 2, "/home/me", "tmpfs"), Mount(7, 6, "/home/me", "nfs")
+    beside, like_it = Mount(8, 2, "/home/me/pa", "tmpfs"), Mount(9, 2, "/home/me/past2", "fuse.snapfs")
+    innocent = [disk, home, ours, beside, like_it]
+    assert obstacles(ours, innocent) == []
+    assert obstacles(ours, [*innocent, inside, over, hiding, over_that]) == [inside, over, hiding]
+    assert obstacles(ours, [Mount(1, 1, "/", "ext4"), ours._replace(parent=1)]) == [], "a root on itself"
 
 
 def test_after_a_crash_the_mountpoint_is_broken_and_not_empty(odd: Path) -> None:

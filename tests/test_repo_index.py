@@ -7,14 +7,14 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapfs.repo import index as index_module
+from snapfs.repo import index_folder
 from snapfs.repo.errors import StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.index import Index, IndexBroken
@@ -267,13 +267,13 @@ DIE = "index.add(b'1' * 32, VolumeKind.DATA, 1, entries(300)); os.kill(os.getpid
 
 def test_after_a_killed_process_the_index_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[bool] = []
-    true = Index._walks
+    true = index_folder.survives
 
-    def walks(self: Index) -> bool:
-        walked.append(true(self))
+    def survives(walk: Callable[[], None]) -> bool:
+        walked.append(true(walk))
         return walked[-1]
 
-    monkeypatch.setattr(Index, "_walks", walks)
+    monkeypatch.setattr(index_folder, "survives", survives)
     assert run(tmp_path, DIE).returncode == -signal.SIGKILL
     assert len(list((tmp_path / "index" / "open").iterdir())) == 1
     index = Index(str(tmp_path / "index"), TAG)
@@ -301,8 +301,8 @@ def test_after_a_killed_process_a_broken_index_is_begun_anew(tmp_path: Path) -> 
 def test_an_open_index_of_a_living_process_is_no_reason_to_walk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walked: list[Index] = []
-    monkeypatch.setattr(Index, "_walks", lambda self: not walked.append(self))
+    walked: list[Callable[[], None]] = []
+    monkeypatch.setattr(index_folder, "survives", lambda walk: not walked.append(walk))
     work = "print('open', flush=True); sys.stdin.read()"
     code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "index"), work=work)
     other = subprocess.Popen(
@@ -320,7 +320,7 @@ def test_an_open_index_of_a_living_process_is_no_reason_to_walk(
 
 
 def test_without_a_folder_the_index_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(index_folder.tempfile, "tempdir", str(tmp_path))
     index = Index(None, TAG)
     index.add(ONE, VolumeKind.DATA, 1, entries(5))
     assert index.get(blob(2)) == place(2)
@@ -334,10 +334,10 @@ def test_a_folder_that_cannot_be_made_or_written(tmp_path: Path, monkeypatch: py
     (tmp_path / "read-only").mkdir()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(index_module.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(index_folder.tempfile, "tempdir", str(temporary))
     real = os.access
     monkeypatch.setattr(
-        index_module.os, "access", lambda path, mode: "read-only" not in str(path) and real(path, mode)
+        index_folder.os, "access", lambda path, mode: "read-only" not in str(path) and real(path, mode)
     )
     for folder in ("file/index", "read-only"):
         index = Index(str(tmp_path / folder), TAG)

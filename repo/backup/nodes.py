@@ -13,18 +13,9 @@ from functools import cache
 from snapfs.repo.backup._reading import Status
 from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
-from snapfs.repo.model import Extent, Holes, Kind, Node, NodeType, Xattr
+from snapfs.repo.model import TYPES, Extent, Holes, Kind, Node, NodeType, Xattr
 from snapfs.repo.pages import Put
 
-TYPES = {
-    stat.S_IFREG: int(NodeType.FILE),
-    stat.S_IFDIR: int(NodeType.DIRECTORY),
-    stat.S_IFLNK: int(NodeType.SYMLINK),
-    stat.S_IFCHR: int(NodeType.CHARACTER),
-    stat.S_IFBLK: int(NodeType.BLOCK),
-    stat.S_IFIFO: int(NodeType.FIFO),
-    stat.S_IFSOCK: int(NodeType.SOCKET),
-}
 _DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 

@@ -53,7 +53,7 @@ class Examiner:
     def __init__(self, volumes: Volumes, keys: Keys, read_data: bool) -> None:
         self._volumes = volumes
         self._storage = volumes.storage
-        self._blob_keys = keys.blob_keys
+        self._blob_keys = {int(kind): key for kind, key in keys.blob_keys.items()}
         self._read_data = read_data
 
     def examine_all(self, listing: Iterable[Listed]) -> Iterator[VolumeReport]:

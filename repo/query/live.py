@@ -6,10 +6,10 @@ import os
 import stat
 from collections.abc import Iterator
 
-from snapfs.repo.backup.nodes import TYPES, make_node, read_xattrs, reason
+from snapfs.repo.backup.nodes import make_node, read_xattrs, reason
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import SourceError
-from snapfs.repo.model import BlobId, Kind, Node, Xattr
+from snapfs.repo.model import TYPES, BlobId, Kind, Node, Xattr
 from snapfs.repo.progress import Progress
 
 

@@ -13,22 +13,13 @@ import stat
 from dataclasses import dataclass
 from enum import Enum
 
-from snapfs.repo.model import Node, NodeType
+from snapfs.repo.model import FORMATS, Node, NodeType
 from snapfs.repo.restore.filling import Filling
 from snapfs.repo.restore.folders import Chain, Folder, look, remove, temporary_name
 from snapfs.repo.restore.metadata import ACL_ACCESS, Metadata, Warn, drop_inherited, strerror
 from snapfs.repo.restore.options import Overwrite, RestoreOptions
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-FORMATS = {
-    NodeType.FILE: stat.S_IFREG,
-    NodeType.DIRECTORY: stat.S_IFDIR,
-    NodeType.SYMLINK: stat.S_IFLNK,
-    NodeType.CHARACTER: stat.S_IFCHR,
-    NodeType.BLOCK: stat.S_IFBLK,
-    NodeType.FIFO: stat.S_IFIFO,
-    NodeType.SOCKET: stat.S_IFSOCK,
-}
 DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
 
 

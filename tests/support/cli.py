@@ -81,4 +81,4 @@ class Cli:
 
 
 def command(args: Sequence[str | bytes | Path]) -> list[str | bytes | Path]:
-    return [sys.executable, "-m", "snapfs.cli.main", *args]
+    return [sys.executable, "-m", "snapfs.cli", *args]

@@ -1,0 +1,5 @@
+"""`python -m snapfs.cli` is the command `snapfs`."""
+
+from snapfs.cli.start import main
+
+main()

@@ -1,0 +1,63 @@
+"""The index against the volumes there are: those it lacks are entered, those that are gone or cut are marked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.model import BlobId, Location, VolumeKind
+from snapfs.repo.progress import Progress
+from snapfs.repo.volumes import Volumes, is_absent, object_name
+
+log = logging.getLogger(__name__)
+
+
+def synchronise(index: Index, volumes: Volumes, progress: Progress, thorough: bool) -> bool:
+    """Make the index say what the volumes are; True if anything changed.
+
+    `thorough`: read every volume's directory again, also of those the index knows.  A broken index is begun anew.
+    """
+    try:
+        return _compare(index, volumes, progress, thorough)
+    except IndexBroken as error:
+        log.warning("%s; rebuilding it", error)
+        index.reset()
+        return _compare(index, volumes, progress, True)
+
+
+def _compare(index: Index, volumes: Volumes, progress: Progress, thorough: bool) -> bool:
+    listing = volumes.listing()
+    known = {v.name: v for v in index.volumes()}
+    lost = [n for n, v in known.items() if v.usable and (n not in listing or listing[n][1] != v.size)]
+    if lost:
+        index.mark(lost, False)
+    wanted = [name for name in listing if thorough or name not in known]
+    if wanted:
+        progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
+        volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
+    for name in wanted:
+        kind, size = listing[name]
+        progress.advance(1, size)
+        try:
+            entries = list(volumes.directory(kind, name, size))
+            # What check found damaged stays so until check finds it sound.
+            usable = name not in known or known[name].usable
+        except Damaged as error:
+            progress.notice(
+                f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
+            )
+            entries, usable = _salvage(volumes, kind, name), False
+        except StorageError as error:
+            if is_absent(error):
+                continue
+            raise
+        index.add(name, kind, size, ((blob, at) for blob, _, at in entries), usable)
+    return bool(lost or wanted)
+
+
+def _salvage(volumes: Volumes, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:
+    with contextlib.suppress(Damaged):
+        return list(volumes.salvage(kind, name))
+    return []
