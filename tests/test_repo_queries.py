@@ -119,7 +119,7 @@ def test_find_passes_over_pages_it_knows(
     with repos.open_(folder) as repository:
         first, second = repository.snapshots()
         asked: list[bytes] = []
-        get = repository.trees._blobs.get
+        get = repository.blobs.get
         monkeypatch.setattr(
             repository.blobs, "get", lambda blob, kind: (asked.append(blob), get(blob, kind))[1]
         )

@@ -44,7 +44,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_status_is_what_lstat_says(folder: Path) -> None:
-    fd, names = open_folder(folder), [os.fsencode(p.name) for p in folder.iterdir()]
+    fd, names = (
+        open_folder(folder),
+        sorted((os.fsencode(p.name) for p in folder.iterdir()), key=b"dir".__eq__),
+    )
     for name, found in zip(names, look(fd, names), strict=True):
         expected = os.lstat(folder / os.fsdecode(name))
         assert isinstance(found, Status)
@@ -60,11 +63,21 @@ def test_what_cannot_be_looked_at_is_an_errno(folder: Path) -> None:
     os.close(fd)
 
 
+def test_it_looks_no_further_than_a_directory(folder: Path) -> None:
+    fd = open_folder(folder)
+    assert [type(st) for st in look(fd, [b"plain", b"gone", b"dir", b"empty", b"dir"])] == [
+        Status,
+        int,
+        Status,
+    ]
+    os.close(fd)
+
+
 def read(folder: Path, *names: bytes, change: Callable[[], object] = lambda: None) -> list[bytes | None]:
     """The contents, with something happening between look() and read_small()."""
     fd = open_folder(folder)
     try:
-        statuses = look(fd, list(names))
+        statuses = [look(fd, [name])[0] for name in names]
         assert all(isinstance(st, Status) for st in statuses)
         change()
         found = read_small(fd, list(names), statuses, os.geteuid(), bytearray(4 * SIZE))  # type: ignore[arg-type]
