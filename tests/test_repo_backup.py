@@ -805,3 +805,15 @@ def test_nothing_is_backed_up_without_a_path(tmp_path: Path) -> None:
         backup(repository, BackupOptions((), b"h", b"u"))
     with pytest.raises(SnapshotNotFound):
         desk.read(desk.snapshot(), tmp_path / "elsewhere")
+
+
+def test_a_missing_source_inside_another_is_said(tmp_path: Path) -> None:
+    desk, watch = Desk(tmp_path, {b"a/x": File(b"1")}), Watch()
+    inside = os.fsencode(desk.source / "a" / "nope")
+    with desk.open() as repository:
+        options = BackupOptions((os.fsencode(desk.source), inside), b"h", b"u")
+        result = backup(repository, options, watch)
+    assert result.errors == 1
+    assert watch.errors[0].path == inside  # type: ignore[attr-defined]
+    assert result.snapshot is not None
+    assert b"/a/x" in desk.read(result.snapshot)

@@ -13,9 +13,9 @@ import pytest
 
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryError, StorageError
-from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.events import Events, StoredSnapshot
 from snapfs.repo.index import Index
-from snapfs.repo.model import KiB
+from snapfs.repo.model import KiB, Snapshot
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage.local import LocalObject, LocalStorage
 from snapfs.repo.volume_writer import VolumeWriter
@@ -216,6 +216,34 @@ def test_a_volume_that_vanishes_before_the_commit(desk: Desk, harm: Callable[[Pa
     with desk.open() as repository:
         assert len(repository.snapshots()) == 1
     assert desk.differences(desk.snapshot()) == []
+
+
+@pytest.mark.parametrize("kind", ["data", "trees"])
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: os.truncate(path, 4096)], ids=["gone", "cut short"]
+)
+def test_a_volume_that_vanishes_at_the_commit(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, kind: str, harm: Callable[[Path], object]
+) -> None:
+    """Between the listing before the event and the event itself: the snapshot is there, and the run does not end well."""
+    desk.snapshot()
+    make(desk.source, {b"zz": File(noise(100_000, 5))})
+    publish = Events.publish_snapshot
+
+    def stealing(events: Events, record: Snapshot) -> StoredSnapshot:
+        harm(max(desk.volumes(kind).values(), key=lambda path: path.stat().st_size))
+        return publish(events, record)
+
+    monkeypatch.setattr(Events, "publish_snapshot", stealing)
+    with pytest.raises(StorageError, match=r"snapshot \w+ was saved, but 1 vol.* vanished"):
+        desk.backup()
+    monkeypatch.setattr(Events, "publish_snapshot", publish)
+    again = desk.snapshot()
+    assert desk.differences(again) == []
+    with desk.open() as repository:
+        stolen = repository.snapshots()[1]
+        assert len(repository.snapshots()) == 3
+    assert desk.differences(stolen) == [], "what was missing is there again"
 
 
 def test_an_unreadable_list_is_no_empty_list(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The one pipeline: walk the sources, reuse what is unchanged, read what is not, write directories bottom-up, commit.
 
 Data before index before event: every blob of the snapshot is durable before the snapshot's event is published, and the
-volumes relied on are listed once more just before.  A file that cannot be read is reported and the rest goes on; a repository
-that cannot be written stops the run and leaves no snapshot.
+volumes relied on are listed once more just before, and just after.  A file that cannot be read is reported and the rest goes
+on; a repository that cannot be written stops the run and leaves no snapshot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from snapfs.repo.backup.estimate import Estimate
 from snapfs.repo.backup.files import FileReader, Interruption
 from snapfs.repo.backup.options import BackupOptions, BackupResult
 from snapfs.repo.backup.parents import choose
-from snapfs.repo.backup.sources import absolute, branching, stream_path
+from snapfs.repo.backup.sources import absolute, branching, nested, stream_path
 from snapfs.repo.backup.walk import Walker
 from snapfs.repo.errors import StorageError, UsageError
 from snapfs.repo.events import StoredSnapshot
@@ -100,6 +100,7 @@ class _Run:
             except Interruption:
                 raise KeyboardInterrupt from None
         else:
+            self.walker.must_exist(nested(self.paths))
             with Estimate(self.progress, self.paths, self.parent):
                 root = self.walker.tree(branching(self.paths), [s.record.root for s in self.earlier])
         if not self.walker.reached:
@@ -122,7 +123,11 @@ class _Run:
 
     def _commit(self, writer: BlobWriter, root: Node, complete: bool) -> StoredSnapshot:
         writer.flush()
-        self._still_there(writer)
+        if gone := self._gone(writer):
+            raise StorageError(
+                f"{gone} volumes vanished from the repository or were cut short during the backup, "
+                "so no snapshot was made: find out who changes files there, then run this again"
+            )
         walker, options = self.walker, self.options
         totals = self._totals(writer, root)
         stored = self.repository.events.publish_snapshot(
@@ -132,13 +137,20 @@ class _Run:
                 self.parent.id if self.parent is not None else None, os.geteuid(), os.getegid(),
             )
         )  # fmt: skip
+        # Once more: of one that went while the event was written, nobody would say a word until it is needed.
+        if gone := self._gone(writer):
+            what = f"snapshot {stored.short}" if complete else "a checkpoint"
+            raise StorageError(
+                f"{what} was saved, but {gone} volumes that it needs vanished from the repository or were cut short "
+                "meanwhile: find out who changes files there, then run this again, and `snapfs check`"
+            )
         self.repository.index.note_whole(
             stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
         )
         return stored
 
-    def _still_there(self, writer: BlobWriter) -> None:
-        """Every volume that the new snapshot relies on, listed once more, with the size it had."""
+    def _gone(self, writer: BlobWriter) -> int:
+        """List the volumes: how many that the new snapshot relies on are not there in the size they had.  These are marked."""
         listing = self.repository.volumes.listing()
         index = self.repository.index
         sizes = {volume.name: volume.size for volume in index.volumes()}
@@ -149,10 +161,7 @@ class _Run:
         gone = [name for name in names if name not in listing or listing[name][1] != sizes.get(name)]
         if gone:
             index.mark(gone, False)
-            raise StorageError(
-                f"{len(gone)} volumes vanished from the repository or were cut short during the backup, "
-                "so no snapshot was made: find out who changes files there, then run this again"
-            )
+        return len(gone)
 
     def _checkpoint(self, writer: BlobWriter | DryWriter) -> None:
         """Publish what has been walked so far as an incomplete snapshot: a later run need not read it again."""

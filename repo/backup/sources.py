@@ -33,6 +33,11 @@ def stream_path(name: bytes) -> bytes:
     return path
 
 
+def nested(paths: Sequence[bytes]) -> list[bytes]:
+    """Those of the absolute paths that lie in another one: the walk comes by them without looking for them."""
+    return [p for p in paths if any(p.startswith(q.rstrip(b"/") + b"/") for q in paths if q != p)]
+
+
 def branching(paths: Sequence[bytes]) -> Branching:
     """The tree of absolute paths; one that lies in another is part of it."""
     top = Branching()

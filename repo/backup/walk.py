@@ -155,6 +155,14 @@ class Walker:
             for level in self._stack:
                 os.close(level.fd)
 
+    def must_exist(self, paths: Sequence[bytes]) -> None:
+        """Report those of the sources that are not there, where the walk would not miss them."""
+        for path in paths:
+            try:
+                os.lstat(path)
+            except OSError as error:
+                self._failed(path, reason(error))
+
     def stream(self, path: bytes, stream: Stream) -> Node:
         """A snapshot of one file, read from a pipe, below directories that are made up."""
         now = self._options.time or self._repository.system.now()
