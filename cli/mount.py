@@ -94,7 +94,8 @@ def mount(
         def serve(ready: Callable[[], None]) -> None:
             chosen = options
             if specs and specs[0]:
-                chosen = replace(options, root=opening.snapshot_at(repository, specs[0], wanted)[2])
+                shown, _, node = opening.snapshot_at(repository, specs[0], wanted)
+                chosen = replace(options, root=node, no_xattrs=not shown.record.with_xattrs)
 
             def say_ready() -> None:
                 progress.close()

@@ -35,6 +35,9 @@ class MountOptions:
     no_default_permissions: bool = False
     owner_root: bool = False
     """Show everything as owned by root."""
+    no_xattrs: bool = False
+    """Nothing below `root` has extended attributes: the kernel need not ask for them, three times for each file that `cp -a`
+    copies.  Not for the folders of all snapshots, since the next one may have some."""
     cache_bytes: int = 64 * MiB
     """Memory for opened frames and blobs."""
 
@@ -84,7 +87,7 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
     repository.blobs.frames.limit = options.cache_bytes - keep
     operations = Snapfs(
         View(repository, options.root, options.select, keep),
-        owner_root=options.owner_root, enable_acl=options.kernel_checks,
+        owner_root=options.owner_root, enable_acl=options.kernel_checks, no_xattrs=options.no_xattrs,
     )  # fmt: skip
     vars(pyfuse3)["trio"] = EagerTrio(operations.busy)  # the seam that its own asyncio support uses
     flags = {"ro", "nosuid", "nodev", "fsname=snapfs", f"subtype={points.SUBTYPE}"}

@@ -49,8 +49,11 @@ class Snapfs(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, view: View, *, owner_root: bool = False, enable_acl: bool = False) -> None:
+    def __init__(
+        self, view: View, *, owner_root: bool = False, enable_acl: bool = False, no_xattrs: bool = False
+    ) -> None:
         self.enable_acl = enable_acl
+        self._no_xattrs = no_xattrs
         self._view = view
         self._owner_root = owner_root
         self._links = HeldLinks()
@@ -121,6 +124,8 @@ class Snapfs(pyfuse3.Operations):
 
     @answering
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if self._no_xattrs:
+            raise FUSEError(errno.ENOSYS)  # the kernel then never asks again
         node = (await self._entry(inode)).node
         if node.xattrs is None:
             raise FUSEError(pyfuse3.ENOATTR)
@@ -131,6 +136,8 @@ class Snapfs(pyfuse3.Operations):
 
     @answering
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        if self._no_xattrs:
+            raise FUSEError(errno.ENOSYS)
         return [attribute.name for attribute in (await self._entry(inode)).node.xattrs or ()]
 
     @answering

@@ -26,6 +26,7 @@ from snapfs.fs.mount import MountOptions, mount
 from snapfs.fs.mounts import Mount, obstacles
 from snapfs.repo.errors import MountError, WrongPassword
 from support import ordinary, repositories, trees
+from support.cli import Cli
 from support.mounts import NOBODY, device_for_everyone, finish, mounted, run_as, start
 from support.same import differences, on_disk
 from support.trees import Dir, File, Name
@@ -190,6 +191,35 @@ def test_owner_root(odd: Path) -> None:
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_one_snapshot_is_asked_for_attributes_only_if_it_has_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has: bool
+) -> None:
+    """The kernel gives up asking for good: so only where nothing can come, and never in the folders of all snapshots."""
+    cli = Cli(tmp_path, monkeypatch, capsys)
+    cli.create()
+    source, top = cli.source, tmp_path / "top"
+    trees.make(source, {b"a": File(b"content"), b"b": File(b"other")})
+    top.mkdir()
+    if has:
+        os.setxattr(source / "b", "user.kept", b"value")
+    cli("backup", source).ok()
+    for spec, below in ((f"latest:{source}", top), ("", top / f"snapshots/latest{source}")):
+        assert cli.process("mount", top, *([spec] if spec else [])).returncode == 0
+        try:
+            if spec and not has:
+                with pytest.raises(OSError, match=os.strerror(errno.ENOTSUP)):
+                    os.listxattr(below / "b")
+            else:
+                assert os.listxattr(below / "b") == (["user.kept"] if has else [])
+            run("cp", "-a", below, tmp_path / "copy")
+            assert list(differences(on_disk(source), on_disk(tmp_path / "copy"))) == []
+            run("rsync", "-aHAX", "--checksum", f"{below}/", tmp_path / "copy")
+            shutil.rmtree(tmp_path / "copy")
+        finally:
+            cli("umount", top).ok()
 
 
 def test_damage_is_an_error_for_its_range_only(tmp_path: Path) -> None:
