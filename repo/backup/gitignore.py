@@ -80,8 +80,8 @@ def _parse_line(line: str) -> Rule | None:
     directories_only = pattern.endswith("/")
     pattern = pattern.removesuffix("/")
     anchored = "/" in pattern
-    globs = pattern.removeprefix("/").split("/")
     try:
+        globs = _components(pattern.removeprefix("/"))
         # two or more stars and nothing else: any number of directories, but only where there are others beside them
         parts = [
             ANY if anchored and len(glob) > 1 and not glob.strip("*") else component(glob, _read_class)
@@ -95,6 +95,25 @@ def _parse_line(line: str) -> Rule | None:
         anchored = False
         del parts[0]
     return Rule(tuple(parts), anchored, line.startswith("!"), directories_only)
+
+
+def _components(pattern: str) -> list[str]:
+    """What stands between slashes: "\\/" is one, too, and one in brackets parts nothing.  Raises BadGlob."""
+    parts = [""]
+    at = 0
+    while at < len(pattern):
+        end = at + 1
+        if pattern[at] == "[":
+            end = _read_class(pattern, end)[2]
+        elif pattern[at] == "\\":
+            end += 1
+        piece = pattern[at:end]
+        if piece in ("/", "\\/"):
+            parts.append("")
+        else:
+            parts[-1] += piece
+        at = end
+    return parts
 
 
 def _read_class(glob: str, at: int) -> tuple[bool, Ranges, int]:
