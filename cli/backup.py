@@ -25,6 +25,8 @@ from snapfs.repo.repository import Repository
 from snapfs.repo.select import find, parse_tags
 
 _UNREADABLE = 3
+_FARTHEST = 1 << 63
+"""Nanoseconds from 1970, either way, that fit into the record of a snapshot."""
 
 
 @command()
@@ -108,6 +110,8 @@ def backup(settings: Settings, paths: tuple[bytes, ...], **given: Any) -> int:
     excludes = _excludes(given)
     sources = _sources(paths, given, progress)
     when = None if given["when"] is None else parse_time(given["when"])
+    if when is not None and not -_FARTHEST <= when < _FARTHEST:
+        raise UsageError(f"--time {given['when']}: a snapshot's time lies between the years 1678 and 2262")
     tags = tuple(sorted({tag for tags in parse_tags(given["tag"]) for tag in tags}))
     begun = time.time_ns()
     with open_repository(settings, progress) as repository:

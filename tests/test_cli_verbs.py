@@ -59,6 +59,8 @@ def test_words_of_other_tools() -> None:
         ["backup", "--stdin-filename", "x", "y"],
         ["backup", "-f", "--parent", "latest", "x"],
         ["backup", "--time", "yesterday", "x"],
+        ["backup", "--time", "9999-12-31 23:59:59", "source"],
+        ["backup", "--time", "1600-01-01", "source"],
         ["backup", "--volume-size", "big", "x"],
         ["backup", "--compression", "lots", "x"],
         ["backup", "--exclude-larger-than", "-1", "x"],
