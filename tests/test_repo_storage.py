@@ -184,6 +184,12 @@ def test_a_file_in_the_place_of_a_folder(storage: LocalStorage) -> None:
     assert tmp(storage) == []
 
 
+def test_a_fifo_is_not_waited_for(storage: LocalStorage) -> None:
+    os.mkfifo(storage.path("config"))
+    with pytest.raises(StorageError, match="cannot read config"):
+        storage.read("config")
+
+
 def test_a_look_up_that_fails_is_no_absent_object(storage: LocalStorage, fail: Callable[..., None]) -> None:
     fail("stat")
     with pytest.raises(StorageError):

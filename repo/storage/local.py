@@ -276,7 +276,8 @@ class LocalStorage:
         """Borrow a descriptor: taken out of the pool while in use, so that no other thread closes it."""
         with self._lock:
             fd = self._files.pop(name, -1)
-        return fd if fd >= 0 else os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        # Nothing in a repository is waited for, a fifo that somebody put there neither.
+        return fd if fd >= 0 else os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _release(self, name: str, fd: int) -> None:
         with self._lock:
