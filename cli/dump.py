@@ -14,6 +14,7 @@ import click
 from snapfs.cli import opening
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
+from snapfs.cli.render import named_stdout
 from snapfs.repo.errors import UsageError
 from snapfs.repo.query.dump import dump_file, dump_tar
 from snapfs.repo.select import Filter
@@ -68,18 +69,31 @@ def dump(
 def _output(target: bytes | None) -> Iterator[BinaryIO]:
     """Where to write.  A file appears under its name when it is whole."""
     if target is None:
-        sys.stdout.flush()
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    elif os.path.exists(target) and not os.path.isfile(target):
+        try:
+            sys.stdout.flush()
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except OSError as error:  # what the repository raises is none
+            raise named_stdout(error) from error
+    else:
+        try:
+            with _file(target) as opened:
+                yield opened
+        except OSError as error:  # neither without a name, nor with that of a temporary file
+            raise OSError(error.errno, error.strerror, target) from error
+
+
+@contextlib.contextmanager
+def _file(target: bytes) -> Iterator[BinaryIO]:
+    if os.path.exists(target) and not os.path.isfile(target):
         with open(target, "wb") as device:
             yield device
-    else:
-        fd, name = tempfile.mkstemp(prefix=b".snapfs-", dir=os.path.dirname(os.path.abspath(target)))
-        try:
-            with open(fd, "wb") as opened:
-                yield opened
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        return
+    fd, name = tempfile.mkstemp(prefix=b".snapfs-", dir=os.path.dirname(os.path.abspath(target)))
+    try:
+        with open(fd, "wb") as opened:
+            yield opened
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -171,7 +171,7 @@ def run(args: Sequence[str]) -> int:
         return 141
     except OSError as error:
         _flushed()
-        name = f"{error.filename!s}: " if error.filename is not None else ""
+        name = "" if error.filename is None else f"{_name(error.filename)}: "
         return _fail(f"{name}{error.strerror or error}", 1, as_json)
     except MemoryError:
         return _fail("out of memory: close other programs, or give this one more", 1, as_json)
@@ -184,6 +184,11 @@ def run(args: Sequence[str]) -> int:
         return _fail(
             f"internal error: {about} (please report; SNAPFS_DEBUG=1 shows the traceback)", 1, as_json
         )
+
+
+def _name(file: str | bytes | int) -> str:
+    """Of an OSError's file; for bytes, str() would say b'...'."""
+    return os.fsdecode(file) if isinstance(file, bytes) else str(file)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from snapfs.cli import main
 from snapfs.cli.main import ELSEWHERE, VERBS, group, unknown_verb
-from support.cli import Cli
+from support.cli import Cli, command
 
 
 @pytest.fixture
@@ -381,6 +382,23 @@ def test_dump(cli: Cli) -> None:
     assert (cli.folder / "target").read_bytes() == b"\xff\n"
     assert cli("dump", "latest", "/nothing", "-t", "other").code == 1
     assert not (cli.folder / "other").exists()
+
+
+def test_dump_says_where_it_cannot_write(cli: Cli) -> None:
+    (cli.source / "large").write_bytes(os.urandom(100_000))
+    cli.snapshot()
+    file = f"{cli.source}/large"
+    assert cli("dump", "latest", file, "-t", "no/\xff").err == "snapfs: no/\xff: No such file or directory\n"
+    assert cli("dump", "latest", file, "-t", "source").err == "snapfs: source: Is a directory\n"
+    assert (
+        cli("dump", "latest", file, "-t", "/dev/full").err == "snapfs: /dev/full: No space left on device\n"
+    )
+    for what in (file, "/"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                command(["dump", "latest", what]), stdout=full, stderr=subprocess.PIPE, check=False
+            )
+        assert (done.returncode, done.stderr) == (1, b"snapfs: standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize("mode", ["restore-size", "files-by-contents", "blobs-per-file", "raw-data"])
