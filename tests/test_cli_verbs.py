@@ -10,7 +10,7 @@ import pytest
 
 from snapfs.cli import main
 from snapfs.cli.main import ELSEWHERE, VERBS, group, unknown_verb
-from support.cli import Cli, command
+from support.cli import PASSWORD, Cli, command
 
 
 @pytest.fixture
@@ -93,6 +93,30 @@ def test_mistakes_are_one_line_and_exit_1(cli: Cli, args: list[str]) -> None:
     assert "internal error" not in done.err
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) <= 2
+
+
+def test_everything_on_stderr_is_json(cli: Cli) -> None:
+    import json
+
+    (cli.source / "large").write_bytes(os.urandom(100_000))
+    cli.snapshot()
+    (cli.folder / "word").write_bytes(PASSWORD)
+    (cli.folder / "word").chmod(0o644)
+    for args in (["snapshots"], ["backup", "source"], ["key", "add", "--new-password-file", "word"]):
+        done = cli("--json", "-p", "word", *args).ok()
+        kinds = {json.loads(line)["message_type"] for line in done.err.splitlines()}
+        assert kinds == {"notice"}, done
+    for volume in (cli.repo / "data").rglob("*"):
+        if volume.is_file():
+            volume.unlink()
+    done = cli("check", "--json")
+    assert done.code == 20
+    assert {json.loads(line)["message_type"] for line in done.err.splitlines()} == {"error"}
+    assert [line["message_type"] for line in done.lines][-2:] == ["affected", "summary"]
+    for index in (cli.folder / "home").rglob("data.mdb"):
+        index.write_bytes(b"no index")
+    done = cli.process("find", "--json", "a")
+    assert {json.loads(line)["message_type"] for line in done.stderr.splitlines()} <= {"notice"}, done
 
 
 def test_errors_as_json(cli: Cli) -> None:
