@@ -25,7 +25,7 @@ import click
 import snapfs
 from snapfs.cli.options import settings_options
 from snapfs.cli.render import complain, flush, line
-from snapfs.repo.errors import SnapfsError
+from snapfs.repo.errors import Damaged, SnapfsError
 
 VERBS = {
     "init": ("init", "Make a new repository"),
@@ -161,6 +161,12 @@ def run(args: Sequence[str]) -> int:
         return 0 if _flushed() else 1
     except click.ClickException as error:
         return _fail(_usage(error), 1, as_json)
+    except Damaged as error:
+        opens = not error.where.startswith(("keys", "config"))
+        hint = (
+            ": `snapfs check` names all that is damaged, and docs/guide.md says what to do" if opens else ""
+        )
+        return _fail(f"{error}{hint}", error.exit_code, as_json)
     except SnapfsError as error:
         return _fail(str(error), error.exit_code, as_json)
     except (click.Abort, KeyboardInterrupt):

@@ -119,6 +119,24 @@ def test_everything_on_stderr_is_json(cli: Cli) -> None:
     assert {json.loads(line)["message_type"] for line in done.stderr.splitlines()} <= {"notice"}, done
 
 
+def test_what_another_run_wrote_is_no_reason_to_warn(cli: Cli) -> None:
+    cli.snapshot()
+    (cli.source / "c").write_text("three")
+    assert cli.process("--cache-dir", cli.folder / "another", "backup", "source").returncode == 0
+    assert cli.process("ls", "latest").stderr == b""
+
+
+def test_damage_comes_with_advice(cli: Cli) -> None:
+    cli.snapshot()
+    for volume in (cli.repo / "trees").rglob("*"):
+        if volume.is_file():
+            volume.unlink()
+    done = cli.process("ls", "latest")
+    assert done.returncode == 20
+    assert done.stderr.count(b"\n") == 1
+    assert b"`snapfs check`" in done.stderr
+
+
 def test_errors_as_json(cli: Cli) -> None:
     import json
 
