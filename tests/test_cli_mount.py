@@ -49,3 +49,25 @@ def test_a_background_mount_closes_its_index(
     assert left()
     assert cli.process("umount", past).returncode == 0
     until(lambda: not left())
+
+
+def test_a_mount_hides_nothing_that_is_backed_up(cli: Cli) -> None:
+    full, empty = cli.source / "full", cli.source / "empty"
+    for folder in (full, empty):
+        folder.mkdir()
+    (full / "file").touch()
+    for folder in (full, cli.source, cli.source.parent):
+        done = cli("mount", folder)
+        assert (done.code, "would hide" in done.err or "lie in one another" in done.err) == (24, True), done
+    assert cli.process("mount", empty).returncode == 0
+    cli("umount", empty).ok()
+
+
+def test_umount_without_its_program(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = cli.folder / "past"
+    assert cli.process("mount", past).returncode == 0
+    with monkeypatch.context() as without:
+        without.setenv("PATH", "")
+        done = cli("umount", past)
+    assert (done.code, done.err.count("\n")) == (24, 1), done
+    cli("umount", past).ok()
