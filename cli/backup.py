@@ -146,9 +146,12 @@ class _Stdin:
 
     def read(self, wanted: int) -> bytes:
         parts = []
-        while wanted and (data := os.read(sys.stdin.fileno(), wanted)):
-            parts.append(data)
-            wanted -= len(data)
+        try:
+            while wanted and (data := os.read(sys.stdin.fileno(), wanted)):
+                parts.append(data)
+                wanted -= len(data)
+        except OSError as error:
+            raise UsageError(f"standard input cannot be read: {error.strerror}") from error
         return b"".join(parts)
 
 
@@ -181,6 +184,8 @@ def _sources(paths: tuple[bytes, ...], given: dict[str, Any], progress: Reporter
         contradiction(stdin=True, **lists)
         if paths:
             raise UsageError("--stdin and paths contradict each other: what is to be backed up?")
+        if sys.stdin.name == os.devnull:  # main() put it there; `< /dev/null` is called <stdin>
+            raise UsageError("--stdin: standard input is closed, so there is nothing to back up")
         return ()
     if given["stdin_filename"] is not None:
         raise UsageError("--stdin-filename means nothing without --stdin")

@@ -134,3 +134,14 @@ def test_closed_standard_streams(cli: Cli) -> None:
     words = " ".join(map(str, command(["backup", cli.source])))
     assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, check=False).returncode == 0
     assert cli("check").code == 0
+
+
+def test_a_stream_that_cannot_be_read_is_no_empty_one(cli: Cli) -> None:
+    cli.create()
+    words = " ".join(map(str, command(["backup", "--stdin"])))
+    for redirection, why in (("<&-", b"closed"), ("0>nothing", b"Bad file descriptor")):
+        done = subprocess.run(f"{words} {redirection}", shell=True, capture_output=True, check=False)
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done
+        assert why in done.stderr
+    assert cli("snapshots", "--json").json == []
+    assert subprocess.run(f"{words} </dev/null", shell=True, capture_output=True, check=False).returncode == 0
