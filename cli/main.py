@@ -18,7 +18,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -232,25 +232,31 @@ def _drop_stdout() -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end everything as cleanly as Ctrl-C does."""
+    """SIGTERM and SIGHUP end everything as cleanly as Ctrl-C does: a KeyboardInterrupt each."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    def leave(number: int, frame: FrameType | None) -> None:
+        os._exit(130)  # all is said and done: no second line, and no traceback of the interpreter's end
+
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks for progress: too early must not mean death
-    old: dict[int, Any] = {}
-    for number in (int(signal.SIGTERM), int(signal.SIGHUP)):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice stays
-            old[number] = signal.signal(number, stop)
+    ours = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup's choice stays
+    ]
+    for number in ours:  # trio looks whether Ctrl-C is Python's own
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else stop)
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, leave)
 
 
 def main() -> NoReturn:
-    """The entry point."""
+    """What the entry point in cli.start runs."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: the next file that is opened must not take its number
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115

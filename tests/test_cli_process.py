@@ -145,3 +145,25 @@ def test_a_stream_that_cannot_be_read_is_no_empty_one(cli: Cli) -> None:
         assert why in done.stderr
     assert cli("snapshots", "--json").json == []
     assert subprocess.run(f"{words} </dev/null", shell=True, capture_output=True, check=False).returncode == 0
+
+
+def test_a_signal_while_loading_is_no_traceback() -> None:
+    program = """if True:
+        import os, signal, sys
+        class Sender:
+            def find_spec(self, name, path=None, target=None):
+                if name == "click":
+                    os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+        sys.meta_path.insert(0, Sender())
+        from snapfs.cli.start import main
+        main()
+    """
+    for name, more, said in (
+        ("SIGINT", [], b"snapfs: interrupted\n"),
+        ("SIGTERM", [], b"snapfs: interrupted\n"),
+        ("SIGHUP", ["--json"], b'{"message_type": "exit_error", "code": 130, "message": "interrupted"}\n'),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, name, *more], capture_output=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (130, said), done
