@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 
 from snapfs.repo.errors import RepositoryNotFound, StorageError
 from snapfs.repo.storage import local
-from snapfs.repo.storage.local import FOLDERS, LocalStorage
+from snapfs.repo.storage.local import FOLDERS, LocalObject, LocalStorage
 
 NAME = "data/ab/" + "ab" * 32
 
@@ -85,6 +86,28 @@ def test_an_object_is_seen_whole_or_not_at_all(storage: LocalStorage) -> None:
     ]  # fmt: skip
     new.discard()
     assert storage.read(NAME) == b"onetwothree", "discard after publish does nothing"
+
+
+def test_two_at_once_make_the_folder_of_unfinished_objects_again(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(storage.path("tmp")).rmdir()
+    both = threading.Barrier(2)
+    make = LocalObject._make
+
+    def late(self: LocalObject) -> int:
+        try:
+            return make(self)
+        except FileNotFoundError:
+            both.wait(10)
+            raise
+
+    monkeypatch.setattr(LocalObject, "_make", late)
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(storage.create) for _ in range(2)]:
+                done.result().discard()
+        Path(storage.path("tmp")).rmdir()
 
 
 def test_what_is_discarded_is_gone(storage: LocalStorage) -> None:

@@ -51,7 +51,7 @@ class LocalObject:
                 try:
                     self._fd = self._make()
                 except FileNotFoundError:  # some ways of copying leave empty folders behind
-                    os.mkdir(storage.path("tmp"), 0o700)
+                    os.makedirs(storage.path("tmp"), 0o700, exist_ok=True)  # another thread may be as far
                     self._fd = self._make()
                 # Some network file systems have no flock: there, what dead writers leave stays.
                 with contextlib.suppress(OSError):
