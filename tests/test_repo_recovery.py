@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from snapfs.repo.check.engine import check
-from snapfs.repo.errors import Damaged, RepositoryNotFound, StorageError
+from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import BlobId, Kind
 from snapfs.repo.storage.local import LocalStorage
@@ -120,6 +120,23 @@ def test_a_missing_volume_is_damage_and_a_lost_list_of_snapshots_is_said(tmp_pat
     with desk.open() as repository:
         assert any("no events at all" in problem for problem in repository.events.load().problems)
     aside.rename(events)
+
+
+def test_a_disk_that_was_away_for_a_while_has_lost_nothing(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=noise(90_000, 1))})
+    before = desk.snapshot()
+    place, away = tmp_path / "repository", tmp_path / "away"
+    with desk.open() as repository:
+        node = repository.trees.resolve(before.record.root, os.fsencode(desk.source / "file"))
+        place.rename(away)
+        for _ in range(2):
+            with pytest.raises(RepositoryError):
+                repository.contents.read(node, 0, 10)
+            with pytest.raises(RepositoryNotFound):
+                repository.synchronise()
+        away.rename(place)
+        assert repository.contents.read(node, 0, 100_000) == noise(90_000, 1)
+    assert desk.backup(force=True).totals.data_blobs == 0, "all of it is stored already"
 
 
 def test_empty_folders_that_a_copy_left_behind_are_made_again(tmp_path: Path) -> None:

@@ -207,6 +207,20 @@ def test_a_file_in_the_place_of_a_folder(storage: LocalStorage) -> None:
     assert tmp(storage) == []
 
 
+def test_a_place_that_is_gone_is_not_empty(storage: LocalStorage, tmp_path: Path) -> None:
+    opened = LocalStorage(storage.place)
+    for folder in ("data", "trees"):
+        Path(storage.path(folder)).rmdir()
+    assert list(opened.list("data")) == []
+    for folder in ("keys", "events", "tmp", "locks"):
+        Path(storage.path(folder)).rmdir()
+    with pytest.raises(RepositoryNotFound, match="is the disk still there"):
+        list(opened.list("data"))
+    tmp_path.rename(f"{tmp_path}-away")
+    with pytest.raises(RepositoryNotFound, match="is the disk still there"):
+        list(opened.list("data"))
+
+
 def test_a_fifo_is_not_waited_for(storage: LocalStorage) -> None:
     os.mkfifo(storage.path("config"))
     with pytest.raises(StorageError, match="cannot read config"):

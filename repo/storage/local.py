@@ -135,6 +135,7 @@ class LocalStorage:
             ) from error
         if not stat.S_ISDIR(info.st_mode):
             raise RepositoryNotFound(f"no repository at {self.place}: not a folder", self.place)
+        self._was_there = self._is_there()
         # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from
         # the original.
         self.identity = os.fsencode(os.path.realpath(self.place)) + b"\0%d" % info.st_ino
@@ -158,6 +159,7 @@ class LocalStorage:
         try:
             entries = list(os.scandir(self.path(folder)))
         except FileNotFoundError:
+            self._must_be_there()
             return
         except OSError as error:
             raise StorageError(f"repository: cannot list {folder}: {_reason(error)}", error.errno) from error
@@ -173,6 +175,16 @@ class LocalStorage:
                 yield from self.list(name)
             else:
                 yield name, size
+
+    def _is_there(self) -> bool:
+        return any(os.path.lexists(self.path(name)) for name in ("config", "keys"))
+
+    def _must_be_there(self) -> None:
+        """An absent folder has nothing in it, but a repository that is gone, with the disk it was on perhaps, is not empty."""
+        if self._was_there and not self._is_there():
+            raise RepositoryNotFound(
+                f"no repository at {self.place} any more: is the disk still there?", self.place
+            )
 
     def stamp(self, folder: str) -> object:
         try:
