@@ -25,6 +25,8 @@ from snapfs.repo.repository import Repository
 from snapfs.repo.select import find, parse_tags
 
 _UNREADABLE = 3
+_FARTHEST = 1 << 63
+"""Nanoseconds from 1970, either way, that fit into the record of a snapshot."""
 
 
 @command()
@@ -108,6 +110,8 @@ def backup(settings: Settings, paths: tuple[bytes, ...], **given: Any) -> int:
     excludes = _excludes(given)
     sources = _sources(paths, given, progress)
     when = None if given["when"] is None else parse_time(given["when"])
+    if when is not None and not -_FARTHEST <= when < _FARTHEST:
+        raise UsageError(f"--time {given['when']}: a snapshot's time lies between the years 1678 and 2262")
     tags = tuple(sorted({tag for tags in parse_tags(given["tag"]) for tag in tags}))
     begun = time.time_ns()
     with open_repository(settings, progress) as repository:
@@ -141,7 +145,10 @@ class _Stdin:
     """Standard input, one system call at a time: sys.stdin.buffer does not notice a Ctrl-C between two of its reads."""
 
     def readinto(self, room: memoryview, /) -> int:
-        return os.readv(sys.stdin.fileno(), [room])
+        try:
+            return os.readv(sys.stdin.fileno(), [room])
+        except OSError as error:
+            raise UsageError(f"standard input cannot be read: {error.strerror}") from error
 
 
 def _run(repository: Repository, options: BackupOptions, progress: Reporter) -> BackupResult:
@@ -173,6 +180,8 @@ def _sources(paths: tuple[bytes, ...], given: dict[str, Any], progress: Reporter
         contradiction(stdin=True, **lists)
         if paths:
             raise UsageError("--stdin and paths contradict each other: what is to be backed up?")
+        if sys.stdin.name == os.devnull:  # main() put it there; `< /dev/null` is called <stdin>
+            raise UsageError("--stdin: standard input is closed, so there is nothing to back up")
         return ()
     if given["stdin_filename"] is not None:
         raise UsageError("--stdin-filename means nothing without --stdin")

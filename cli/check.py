@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -74,14 +75,8 @@ def _print(settings: Settings, result: CheckResult, read_data: bool) -> None:
 
 def _print_json(result: CheckResult, read_data: bool) -> None:
     for problem in result.problems:
-        document(
-            {
-                "message_type": "error",
-                "kind": problem.kind,
-                "message": problem.message,
-                "where": problem.where,
-            }
-        )
+        error = {"message_type": "error", "kind": problem.kind, "message": problem.message}
+        complain(json.dumps({**error, "where": problem.where}))
     for affected in result.affected:
         document(
             {

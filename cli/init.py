@@ -12,7 +12,8 @@ import click
 
 from snapfs.cli import opening, passwords
 from snapfs.cli.options import MIB, Settings, command
-from snapfs.cli.render import complain, document, out
+from snapfs.cli.progress import reporter
+from snapfs.cli.render import document, out
 from snapfs.repo.errors import RepositoryExists, UsageError
 from snapfs.repo.format.labels import VOLUME_SIZE
 from snapfs.repo.repository import Repository
@@ -47,7 +48,7 @@ def init(settings: Settings, generate_password: bool, volume_size: int | None) -
     where = opening.place(settings)
     if os.path.exists(os.path.join(where, "config")):
         raise RepositoryExists(f"{where}: there is a repository here already", where)
-    password = passwords.existing(settings, complain)
+    password = passwords.existing(settings, reporter(settings).notice)
     if generate_password:
         if password is not None:
             raise UsageError(

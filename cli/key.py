@@ -11,7 +11,7 @@ from snapfs.cli.init import who
 from snapfs.cli.opening import open_repository
 from snapfs.cli.options import Settings, command, settings_options
 from snapfs.cli.progress import reporter
-from snapfs.cli.render import complain, document, iso, line, moment, out, table
+from snapfs.cli.render import document, iso, line, moment, out, table
 from snapfs.repo.errors import UsageError
 from snapfs.repo.events import KeyNote
 
@@ -29,8 +29,8 @@ def key() -> None:
     """
 
 
-def _new_password(file: str | None, empty: bool) -> bytes:
-    password = passwords.given("SNAPFS_NEW_", file, None, empty, complain)
+def _new_password(settings: Settings, file: str | None, empty: bool) -> bytes:
+    password = passwords.given("SNAPFS_NEW_", file, None, empty, reporter(settings).notice)
     return (
         passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD")
         if password is None
@@ -97,7 +97,7 @@ def add(
     """
     with open_repository(settings, reporter(settings)) as repository:
         name = repository.add_key(
-            _new_password(new_password_file, new_insecure_no_password), label=label, **who()
+            _new_password(settings, new_password_file, new_insecure_no_password), label=label, **who()
         )
         _say(settings, f"added the password {name[:8]}", "key_added", name)
 
@@ -116,7 +116,7 @@ def passwd(
       snapfs key passwd
     """
     with open_repository(settings, reporter(settings)) as repository:
-        password = _new_password(new_password_file, new_insecure_no_password)
+        password = _new_password(settings, new_password_file, new_insecure_no_password)
         name = repository.change_password(password, label=label, **who())
         _say(settings, f"changed: the password in use is now {name[:8]}", "key_changed", name)
 

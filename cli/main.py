@@ -23,7 +23,7 @@ import snapfs
 from snapfs.cli.options import settings_options
 from snapfs.cli.render import complain, flush, line
 from snapfs.cli.start import begin_work
-from snapfs.repo.errors import SnapfsError
+from snapfs.repo.errors import Damaged, SnapfsError
 
 VERBS = {
     "init": ("init", "Make a new repository"),
@@ -160,6 +160,12 @@ def run(args: Sequence[str]) -> int:
         return 0 if _flushed() else 1
     except click.ClickException as error:
         return _fail(_usage(error), 1, as_json)
+    except Damaged as error:
+        opens = not error.where.startswith(("keys", "config"))
+        hint = (
+            ": `snapfs check` names all that is damaged, and docs/guide.md says what to do" if opens else ""
+        )
+        return _fail(f"{error}{hint}", error.exit_code, as_json)
     except SnapfsError as error:
         return _fail(str(error), error.exit_code, as_json)
     except (click.Abort, KeyboardInterrupt):
@@ -170,7 +176,7 @@ def run(args: Sequence[str]) -> int:
         return 141
     except OSError as error:
         _flushed()
-        name = f"{error.filename!s}: " if error.filename is not None else ""
+        name = "" if error.filename is None else f"{_name(error.filename)}: "
         return _fail(f"{name}{error.strerror or error}", 1, as_json)
     except MemoryError:
         return _fail("out of memory: close other programs, or give this one more", 1, as_json)
@@ -183,6 +189,11 @@ def run(args: Sequence[str]) -> int:
         return _fail(
             f"internal error: {about} (please report; SNAPFS_DEBUG=1 shows the traceback)", 1, as_json
         )
+
+
+def _name(file: str | bytes | int) -> str:
+    """Of an OSError's file; for bytes, str() would say b'...'."""
+    return os.fsdecode(file) if isinstance(file, bytes) else str(file)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -101,7 +101,12 @@ def mount(
                 progress.close()
                 ready()
 
-            run_mount(repository, mountpoint, chosen, say_ready)
+            try:
+                run_mount(repository, mountpoint, chosen, say_ready)
+            finally:
+                # In the background this is a process of its own, which would leave the index as one that crashed does:
+                # a temporary one would stay, and the next command would look at every page of a lasting one.
+                repository.close()
 
         if foreground:
             serve(lambda: _say(settings, mountpoint, "Ctrl-C here, or `snapfs umount`, takes it away"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -51,7 +52,7 @@ def place(settings: Settings) -> str:
 
 def open_repository(settings: Settings, progress: Progress) -> Repository:
     """Open it, with up to three tries where the password is typed."""
-    prepare_log()
+    prepare_log(settings.json)
     keep_memory()
     where = place(settings)
 
@@ -102,7 +103,14 @@ def adopt_repository(settings: Settings, *specs: bytes | None) -> list[bytes]:
     return plain
 
 
-def prepare_log() -> None:
+class _JsonLog(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"message_type": "notice", "message": record.getMessage()})
+
+
+def prepare_log(as_json: bool) -> None:
     """The engine's warnings go to stderr as lines; SNAPFS_DEBUG=1 shows all it says."""
     level = logging.DEBUG if os.environ.get("SNAPFS_DEBUG") else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=level, format="snapfs: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLog() if as_json else logging.Formatter("snapfs: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])

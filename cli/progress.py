@@ -30,7 +30,9 @@ def reporter(settings: Settings, job: bool = False) -> Reporter:
     interval = _interval()
     if settings.json and job:
         return JsonLines(settings, interval or 1.0)
-    if settings.quiet or settings.json:
+    if settings.json:
+        return JsonReporter(settings)
+    if settings.quiet:
         return Reporter(settings)
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return Bar(settings, interval or 0.1)
@@ -252,8 +254,23 @@ class Bar(Reporter):
             super()._print(line)
 
 
-class JsonLines(Reporter):
-    """restic's message types: status and verbose_status on stdout, error on stderr."""
+class JsonReporter(Reporter):
+    """No progress; errors and notices as JSON lines on stderr."""
+
+    def error(self, error: SnapfsError) -> None:
+        self.errors += 1
+        path = getattr(error, "path", None)
+        item = {} if path is None else render.named("item", path)
+        message = {"message_type": "error", "error": {"message": str(error)}, "during": self._name, **item}
+        render.complain(json.dumps(message))
+
+    def notice(self, text: str) -> None:
+        if not self._settings.quiet:
+            render.complain(json.dumps({"message_type": "notice", "message": text}))
+
+
+class JsonLines(JsonReporter):
+    """restic's message types for a long job: status and verbose_status, too, on stdout."""
 
     wants_totals = True
 
@@ -273,17 +290,6 @@ class JsonLines(Reporter):
                 "error_count": self.errors,
             }
         )
-
-    def error(self, error: SnapfsError) -> None:
-        self.errors += 1
-        path = getattr(error, "path", None)
-        item = {} if path is None else render.named("item", path)
-        message = {"message_type": "error", "error": {"message": str(error)}, "during": self._name, **item}
-        render.complain(json.dumps(message))
-
-    def notice(self, text: str) -> None:
-        if not self._settings.quiet:
-            render.complain(json.dumps({"message_type": "notice", "message": text}))
 
     def _item(self, path: bytes, action: str, size: int) -> None:
         self._document(

@@ -211,6 +211,7 @@ def tag(
         raise UsageError("--set and --add or --remove contradict each other")
     if not (put or add or remove):
         raise UsageError("nothing to change: give --add, --remove or --set")
+    _all_named(ids)
     if not ids and not wanted:
         raise UsageError("which snapshots? name them, or choose some with --host, --tag or --path")
     added, removed, set_to = (frozenset().union(*parse_tags(given)) for given in (add, remove, put))
@@ -252,6 +253,7 @@ def forget(settings: Settings, ids: tuple[bytes, ...], dry_run: bool, compact: b
     """
     if not ids:
         raise UsageError("forget what? name snapshots (`snapfs snapshots` lists them)")
+    _all_named(ids)
     specs = adopt_repository(settings, *ids)
     for spec in specs:
         if not is_name(spec):
@@ -277,6 +279,12 @@ def forget(settings: Settings, ids: tuple[bytes, ...], dry_run: bool, compact: b
         )
     elif not dry_run and not settings.quiet:
         out(f"forgot {count(len(chosen), 'snapshot')}")
+
+
+def _all_named(ids: Sequence[bytes]) -> None:
+    """Raises UsageError for an empty one: a script's variable that is not set must not stand for all snapshots, or none."""
+    if not all(ids):
+        raise UsageError("an empty word names no snapshot")
 
 
 def _confirm(number: int, yes: bool) -> None:

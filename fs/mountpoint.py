@@ -51,13 +51,19 @@ def check(mountpoint: str, repository: str) -> None:
 
 
 def check_sources(mountpoint: str, sources: Iterable[bytes]) -> None:
-    """Raise MountError if a mount there would hide what is backed up: the next backup would find the mount in its place."""
+    """Raise MountError if a mount there would hide what is backed up: the next backup would find the mount in its place, and
+    leave it out.  An empty folder in a source hides nothing."""
     here = os.fsencode(os.path.realpath(mountpoint))
     for source in sources:
+        name = source.decode("utf-8", "backslashreplace")
         if source == here or source.startswith(here.rstrip(b"/") + b"/"):
-            name = source.decode("utf-8", "backslashreplace")
             raise MountError(
                 f"{mountpoint}: mounting there would hide {name}, which is backed up from here: mount elsewhere"
+            )
+        if here.startswith(source.rstrip(b"/") + b"/") and os.listdir(here):
+            raise MountError(
+                f"{mountpoint}: mounting there would hide what is in it from the next backup of {name}: "
+                "take an empty folder"
             )
 
 
@@ -96,7 +102,12 @@ def unmount(mountpoint: str) -> None:
         raise MountError(
             "fusermount3 is not installed, and only root can unmount without it (Debian: apt install fuse3)"
         )
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise MountError(f"cannot run {command[0]} to unmount {mountpoint}: {error.strerror}") from error
     if done.returncode == 0:
         return
     others = obstacles(ours, mounts)

@@ -101,7 +101,8 @@ class BlobReader:
         try:
             return self._try_copies(blob, kind)
         except (RepositoryError, IndexBroken) as error:
-            log.warning("blob %s: %s; looking again", blob.hex()[:16], error)
+            # No warning: the index may only not know yet what another run has written, and real damage is raised below.
+            log.info("blob %s: %s; looking again", blob.hex()[:16], error)
             self._look_again()
         try:
             return self._try_copies(blob, kind)

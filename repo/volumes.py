@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections import OrderedDict
@@ -56,7 +57,7 @@ class Volumes:
                 self._openers.move_to_end(name)
                 return opener
         path = object_name(kind, name)
-        opener = self.make_opener(kind, self.storage.read(path, 0, L.HEADER_SIZE), path)
+        opener = self.make_opener(kind, self._read(path, 0, L.HEADER_SIZE), path)
         with self._lock:
             self._openers[name] = opener
             if len(self._openers) > _OPENERS:
@@ -70,7 +71,7 @@ class Volumes:
     def frame(self, kind: VolumeKind, name: bytes, at: Location) -> tuple[FrameHeader, bytes]:
         """Read, open and decompress the frame at a location: (header, plaintext).  One pread."""
         opener = self.opener(kind, name)
-        data = self.storage.read(object_name(kind, name), at.frame_offset, L.FRAME_HEADER_SIZE + at.sealed)
+        data = self._read(object_name(kind, name), at.frame_offset, L.FRAME_HEADER_SIZE + at.sealed)
         return open_frame(opener, at.frame, data)
 
     def directory(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[tuple[BlobId, int, Location]]:
@@ -89,7 +90,7 @@ class Volumes:
         computed anew."""
         path = object_name(kind, name)
         opener = self.opener(kind, name)
-        data, entry = memoryview(self.storage.read(path)), 0
+        data, entry = memoryview(self._what_can_be_read(path)), 0
         for number, offset, head in layout.walk(opener, data):
             if head.kind != L.FRAME_BLOBS:
                 continue
@@ -106,17 +107,41 @@ class Volumes:
                 yield blob, blob_kind, Location(0, entry, number, offset, head.sealed, at, length)
                 entry += 1
 
+    def _read(self, path: str, offset: int, length: int) -> bytes:
+        """A part of a volume.  A place that the disk does not give back any more is damage, which the rest of the repository
+        need not suffer from; anything else that fails may be mended (a cable, a permission) and stops what is being done."""
+        try:
+            return self.storage.read(path, offset, length)
+        except StorageError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise Damaged("the disk cannot read it: Input/output error", path) from error
+
+    def _what_can_be_read(self, path: str) -> bytes:
+        """A whole volume, with zeros for what the disk does not give back."""
+        size = self.storage.size(path) or 0
+        with contextlib.suppress(Damaged):
+            return self._read(path, 0, size)
+        parts = []
+        for at in range(0, size, _TAIL_READ):
+            wanted = min(_TAIL_READ, size - at)
+            try:
+                parts.append(self._read(path, at, wanted))
+            except Damaged:
+                parts.append(bytes(wanted))
+        return b"".join(parts)
+
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:
             raise Damaged("cut short", path)
         start = max(size - _TAIL_READ, 0)
-        end = self.storage.read(path, start, size - start)
+        end = self._read(path, start, size - start)
         if len(end) != size - start:
             raise Damaged("cut short", path)
         tail = layout.decode_tail(opener.tail(end[-L.TAIL_SIZE :]), size, path)
         if tail.offset >= start:
             return tail, memoryview(end)[tail.offset - start : -L.TAIL_SIZE]
-        return tail, memoryview(self.storage.read(path, tail.offset, size - tail.offset - L.TAIL_SIZE))
+        return tail, memoryview(self._read(path, tail.offset, size - tail.offset - L.TAIL_SIZE))
 
 
 def open_frame(opener: Opener, number: int, data: bytes | memoryview) -> tuple[FrameHeader, bytes]:

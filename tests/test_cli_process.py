@@ -196,3 +196,36 @@ def test_closed_standard_streams(cli: Cli) -> None:
     words = " ".join(map(str, command(["backup", cli.source])))
     assert subprocess.run(f"{words} <&- >&- 2>&-", shell=True, check=False).returncode == 0
     assert cli("check").code == 0
+
+
+def test_a_stream_that_cannot_be_read_is_no_empty_one(cli: Cli) -> None:
+    cli.create()
+    words = " ".join(map(str, command(["backup", "--stdin"])))
+    for redirection, why in (("<&-", b"closed"), ("0>nothing", b"Bad file descriptor")):
+        done = subprocess.run(f"{words} {redirection}", shell=True, capture_output=True, check=False)
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done
+        assert why in done.stderr
+    assert cli("snapshots", "--json").json == []
+    assert subprocess.run(f"{words} </dev/null", shell=True, capture_output=True, check=False).returncode == 0
+
+
+def test_a_signal_while_loading_is_no_traceback() -> None:
+    program = """if True:
+        import os, signal, sys
+        class Sender:
+            def find_spec(self, name, path=None, target=None):
+                if name == "click":
+                    os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+        sys.meta_path.insert(0, Sender())
+        from snapfs.cli.start import main
+        main()
+    """
+    for name, more, said in (
+        ("SIGINT", [], b"snapfs: interrupted\n"),
+        ("SIGTERM", [], b"snapfs: interrupted\n"),
+        ("SIGHUP", ["--json"], b'{"message_type": "exit_error", "code": 130, "message": "interrupted"}\n'),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, name, *more], capture_output=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (130, said), done

@@ -11,7 +11,7 @@ import pytest
 
 from snapfs.cli import main
 from snapfs.cli.main import ELSEWHERE, VERBS, group, unknown_verb
-from support.cli import Cli, command
+from support.cli import PASSWORD, Cli, command
 
 
 @pytest.fixture
@@ -61,6 +61,8 @@ def test_words_of_other_tools() -> None:
         ["backup", "--stdin-filename", "x", "y"],
         ["backup", "-f", "--parent", "latest", "x"],
         ["backup", "--time", "yesterday", "x"],
+        ["backup", "--time", "9999-12-31 23:59:59", "source"],
+        ["backup", "--time", "1600-01-01", "source"],
         ["backup", "--volume-size", "big", "x"],
         ["backup", "--compression", "lots", "x"],
         ["backup", "--exclude-larger-than", "-1", "x"],
@@ -77,6 +79,9 @@ def test_words_of_other_tools() -> None:
         ["tag", "latest"],
         ["tag", "--set", "a", "--add", "b", "latest"],
         ["tag", "--add", "b"],
+        ["tag", "--add", "b", ""],
+        ["tag", "--set", "", "--host", "x", ""],
+        ["forget", "--yes", ""],
         ["forget"],
         ["forget", "latest:/x"],
         ["snapshots", "--group-by", "colour"],
@@ -92,6 +97,48 @@ def test_mistakes_are_one_line_and_exit_1(cli: Cli, args: list[str]) -> None:
     assert "internal error" not in done.err
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) <= 2
+
+
+def test_everything_on_stderr_is_json(cli: Cli) -> None:
+    import json
+
+    (cli.source / "large").write_bytes(os.urandom(100_000))
+    cli.snapshot()
+    (cli.folder / "word").write_bytes(PASSWORD)
+    (cli.folder / "word").chmod(0o644)
+    for args in (["snapshots"], ["backup", "source"], ["key", "add", "--new-password-file", "word"]):
+        done = cli("--json", "-p", "word", *args).ok()
+        kinds = {json.loads(line)["message_type"] for line in done.err.splitlines()}
+        assert kinds == {"notice"}, done
+    for volume in (cli.repo / "data").rglob("*"):
+        if volume.is_file():
+            volume.unlink()
+    done = cli("check", "--json")
+    assert done.code == 20
+    assert {json.loads(line)["message_type"] for line in done.err.splitlines()} == {"error"}
+    assert [line["message_type"] for line in done.lines][-2:] == ["affected", "summary"]
+    for index in (cli.folder / "home").rglob("data.mdb"):
+        index.write_bytes(b"no index")
+    done = cli.process("find", "--json", "a")
+    assert {json.loads(line)["message_type"] for line in done.stderr.splitlines()} <= {"notice"}, done
+
+
+def test_what_another_run_wrote_is_no_reason_to_warn(cli: Cli) -> None:
+    cli.snapshot()
+    (cli.source / "c").write_text("three")
+    assert cli.process("--cache-dir", cli.folder / "another", "backup", "source").returncode == 0
+    assert cli.process("ls", "latest").stderr == b""
+
+
+def test_damage_comes_with_advice(cli: Cli) -> None:
+    cli.snapshot()
+    for volume in (cli.repo / "trees").rglob("*"):
+        if volume.is_file():
+            volume.unlink()
+    done = cli.process("ls", "latest")
+    assert done.returncode == 20
+    assert done.stderr.count(b"\n") == 1
+    assert b"`snapfs check`" in done.stderr
 
 
 def test_errors_as_json(cli: Cli) -> None:

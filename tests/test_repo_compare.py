@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snapfs.repo.errors import SnapfsError, SourceError
-from snapfs.repo.model import Kind, Node, NodeType
+from snapfs.repo.model import KiB, Kind, MiB, Node, NodeType
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import Progress
 from snapfs.repo.query.compare import Change, DiffStats, Side, diff, diff_live
@@ -148,7 +148,7 @@ SOURCE: Tree = {
 def two(tmp_path: Path) -> tuple[Path, Node, Node]:
     """(folder, before, after): nodes of the source directory in two snapshots."""
     source = make(tmp_path / "source", SOURCE)
-    repos.create(tmp_path)
+    repos.create(tmp_path, chunks=(128 * KiB, 256 * KiB, MiB))  # no key cuts these files into two
     before = repos.snapshot(tmp_path, source)
     (source / "dir/modified").write_bytes(noise(80_001, 4))
     (source / "dir/removed").unlink()

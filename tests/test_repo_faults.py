@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -302,9 +303,10 @@ def test_without_reading_back_the_damage_would_be_found_here(
     """The opposite of the test above: it is the reading back that finds it, and these tests would notice its absence."""
     real, good = VolumeWriter._verify, LocalObject.read
     written: dict[int, bytearray] = {}
+    one_at_a_time = threading.Lock()  # two that replace `read` at once could leave a replacement behind
 
     def verify(self: VolumeWriter, *args: Any) -> Any:
-        with monkeypatch.context() as patch:
+        with one_at_a_time, monkeypatch.context() as patch:
             patch.setattr(
                 LocalObject,
                 "read",

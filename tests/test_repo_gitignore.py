@@ -85,7 +85,9 @@ TREE = dict.fromkeys(
         b"\\!n\n", b"!n\n", b"caff\xc3\xa0\n", b"caff?\n", b"caff??\n", b"x[[:digit:]]\n", b"x[[:nope:]]\n", b"[]]\n", b"[]-]\n",
         b"[\\]]\n", b"[z-a]\n", b"[x-\\y]*\n", b"a\\\n", b"a\\\\\n", b"new*\n", b"new\n", b"[\n*.c", b"/\n", b"//a\n", b"a//\n",
         b"**\n!b\n!a\n", b"*/\n", b"/*/\n", b"/**/\n", b"***/a\n", b"b/***/a\n", b"t\t\n", b"t\n", b"[!a]\n", b"[^a]\n",
-        b"x[:a]\n", b"x[[:digit:]\n",
+        b"x[:a]\n", b"x[[:digit:]\n", b"b\\/a\n", b"\\/a\n", b"**\\/c\n", b"[x/c]\n", b"b[/]a\n", b"b/[x/[^x]\n",
+        b"b/[c/a\n", b"[!/]/a\n", b"*\n!/b**\n", b"/b**\n!/b**/a\n", b"/b**/c\n", b"*\n!/b**\\/c\n", b"a/b**\n", b"b**\n",
+        b"/b**/**\n", b"/b**/**/c\n", b"*\n!/b***\n", b"*\n!/b**c\n", b"*\n!/b/**\n", b"/b**/\n", b"*\n!*/\n!/b**/\n",
     ],
 )  # fmt: skip
 def test_one_file(lines: bytes, empty_repository: Path, tmp_path: Path) -> None:
@@ -97,7 +99,10 @@ def test_one_file(lines: bytes, empty_repository: Path, tmp_path: Path) -> None:
 
 NAME = st.sampled_from(["a", "b", "ab", "a.c", "c"])
 GLOB = st.one_of(
-    NAME, st.sampled_from(["*", "**", "a*", "*b", "?", "[ab]", "[!a]", "*.c", "\\a", "[b-c]", "a?*"])
+    NAME,
+    st.sampled_from(
+        ["*", "**", "a*", "*b", "?", "[ab]", "[!a]", "*.c", "\\a", "[b-c]", "a?*", "a**", "[a/b]"]
+    ),
 )
 LINE = st.builds(
     "{}{}{}{}".format,

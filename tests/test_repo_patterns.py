@@ -247,6 +247,7 @@ def test_files_from_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_files_from_verbatim_and_raw(tmp_path: Path) -> None:
     assert files_from(verbatim=["-"], stdin=io.BytesIO(b" #a*\n\n\xff\n")) == [b" #a*", b"\xff"]
+    assert files_from(verbatim=["-"], stdin=io.BytesIO(b"a\r\nb\r\n\r\n")) == [b"a", b"b"]
     assert files_from(raw=["-"], stdin=io.BytesIO(b"a\nb\0\xff\0")) == [b"a\nb", b"\xff"]
 
 

@@ -20,6 +20,7 @@ from snapfs.repo.marks import FirstComers, Marks
 from snapfs.repo.model import Kind, MiB, Node, NodeType
 from snapfs.repo.progress import Progress
 from snapfs.repo.query import tar
+from snapfs.repo.query.compare import DiffStats, diff
 from snapfs.repo.query.dump import dump_file, dump_tar
 from snapfs.repo.query.find import find
 from snapfs.repo.query.stats import Mode, Stats, stats
@@ -204,6 +205,28 @@ def test_raw_data(counted: tuple[Path, int]) -> None:
     assert all_.plain == sum(at.length for at in entries)
     assert 0.9 * stored < all_.size <= stored
     assert count(folder, Mode.RAW_DATA, lambda s: s[:2]).blobs < all_.blobs
+
+
+def test_what_another_machine_wrote_is_counted(tmp_path: Path) -> None:
+    """Its volumes are not in this machine's index yet."""
+    source = make(tmp_path / "source", COUNTED)
+    repos.create(tmp_path)
+    repos.snapshot(tmp_path, source)
+    (tmp_path / "cache").rename(tmp_path / "ours")
+    (source / "another").write_bytes(noise(90_000, 5))
+    repos.snapshot(tmp_path, source)
+    expected = [count(tmp_path, mode) for mode in Mode]
+    for mode, same in zip(Mode, expected, strict=True):
+        shutil.rmtree(tmp_path / "cache")
+        shutil.copytree(tmp_path / "ours", tmp_path / "cache")
+        assert count(tmp_path, mode) == same
+    shutil.rmtree(tmp_path / "cache")
+    shutil.copytree(tmp_path / "ours", tmp_path / "cache")
+    with repos.open_(tmp_path) as repository:
+        first, second = (one.record.root for one in repository.snapshots())
+        changes = DiffStats()
+        list(diff(repository, first, second, stats=changes))
+    assert changes.added.bytes > 90_000
 
 
 def test_stats_of_a_damaged_repository(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
 from snapfs.repo.check.engine import check
-from snapfs.repo.errors import Damaged, RepositoryNotFound
+from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import BlobId, Kind
+from snapfs.repo.storage.local import LocalStorage
 from support.sources import Desk, Watch
 from support.trees import File, noise
 
@@ -119,8 +122,59 @@ def test_a_missing_volume_is_damage_and_a_lost_list_of_snapshots_is_said(tmp_pat
     aside.rename(events)
 
 
+def test_a_disk_that_was_away_for_a_while_has_lost_nothing(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=noise(90_000, 1))})
+    before = desk.snapshot()
+    place, away = tmp_path / "repository", tmp_path / "away"
+    with desk.open() as repository:
+        node = repository.trees.resolve(before.record.root, os.fsencode(desk.source / "file"))
+        place.rename(away)
+        for _ in range(2):
+            with pytest.raises(RepositoryError):
+                repository.contents.read(node, 0, 10)
+            with pytest.raises(RepositoryNotFound):
+                repository.synchronise()
+        away.rename(place)
+        assert repository.contents.read(node, 0, 100_000) == noise(90_000, 1)
+    assert desk.backup(force=True).totals.data_blobs == 0, "all of it is stored already"
+
+
 def test_empty_folders_that_a_copy_left_behind_are_made_again(tmp_path: Path) -> None:
     desk = Desk(tmp_path, {b"file": File(content=noise(9_000, 5))})
     for folder in ("tmp", "data", "trees", "locks"):
         (tmp_path / "repository" / folder).rmdir()
+    assert desk.differences(desk.snapshot()) == []
+
+
+@pytest.mark.parametrize(("folder", "sound"), [("data", 0.7), ("data", 0), ("trees", 0)])
+def test_a_bad_sector_is_damage_that_the_rest_does_not_suffer_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, sound: float
+) -> None:
+    """`sound`: the part of the file before what the disk cannot read any more."""
+    desk = Desk(tmp_path, {b"dir/%d" % n: File(content=noise(200_000, n)) for n in range(4)})
+    desk.snapshot()
+    files = [path for path in (tmp_path / "repository" / folder).rglob("*") if path.is_file()]
+    size, bad = max((path.stat().st_size, path.name) for path in files)
+    start = int(size * sound)
+    (desk.source / "new").write_bytes(noise(90_000, 10))
+    later = desk.snapshot()
+    real = LocalStorage.read
+
+    def read(self: LocalStorage, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        end = (self.size(name) or 0) if length is None else offset + length
+        if name.endswith(bad) and end > start:
+            raise StorageError(f"cannot read {name}: Input/output error", errno.EIO)
+        return real(self, name, offset, length)
+
+    monkeypatch.setattr(LocalStorage, "read", read)
+    for _ in range(2):
+        with desk.open() as repository:
+            found = check(repository)
+            assert not found.ok
+            if folder == "data":
+                lost = {one.path for one in found.affected if one.snapshot == later.short}
+                assert (len(lost) < 4) == (sound > 0), lost
+            node = repository.trees.resolve(later.record.root, os.fsencode(desk.source / "new"))
+            assert len(repository.contents.read(node, 0, 100_000)) == 90_000
+        shutil.rmtree(tmp_path / "cache")  # and once more without an index
     assert desk.differences(desk.snapshot()) == []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 
 from snapfs.repo.errors import RepositoryNotFound, StorageError
 from snapfs.repo.storage import local
-from snapfs.repo.storage.local import FOLDERS, LocalStorage
+from snapfs.repo.storage.local import FOLDERS, LocalObject, LocalStorage
 
 NAME = "data/ab/" + "ab" * 32
 
@@ -85,6 +86,28 @@ def test_an_object_is_seen_whole_or_not_at_all(storage: LocalStorage) -> None:
     ]  # fmt: skip
     new.discard()
     assert storage.read(NAME) == b"onetwothree", "discard after publish does nothing"
+
+
+def test_two_at_once_make_the_folder_of_unfinished_objects_again(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(storage.path("tmp")).rmdir()
+    both = threading.Barrier(2)
+    make = LocalObject._make
+
+    def late(self: LocalObject) -> int:
+        try:
+            return make(self)
+        except FileNotFoundError:
+            both.wait(10)
+            raise
+
+    monkeypatch.setattr(LocalObject, "_make", late)
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(storage.create) for _ in range(2)]:
+                done.result().discard()
+        Path(storage.path("tmp")).rmdir()
 
 
 def test_what_is_discarded_is_gone(storage: LocalStorage) -> None:
@@ -182,6 +205,26 @@ def test_a_file_in_the_place_of_a_folder(storage: LocalStorage) -> None:
     with pytest.raises(StorageError):
         storage.put(NAME, b"x")
     assert tmp(storage) == []
+
+
+def test_a_place_that_is_gone_is_not_empty(storage: LocalStorage, tmp_path: Path) -> None:
+    opened = LocalStorage(storage.place)
+    for folder in ("data", "trees"):
+        Path(storage.path(folder)).rmdir()
+    assert list(opened.list("data")) == []
+    for folder in ("keys", "events", "tmp", "locks"):
+        Path(storage.path(folder)).rmdir()
+    with pytest.raises(RepositoryNotFound, match="is the disk still there"):
+        list(opened.list("data"))
+    tmp_path.rename(f"{tmp_path}-away")
+    with pytest.raises(RepositoryNotFound, match="is the disk still there"):
+        list(opened.list("data"))
+
+
+def test_a_fifo_is_not_waited_for(storage: LocalStorage) -> None:
+    os.mkfifo(storage.path("config"))
+    with pytest.raises(StorageError, match="cannot read config"):
+        storage.read("config")
 
 
 def test_a_look_up_that_fails_is_no_absent_object(storage: LocalStorage, fail: Callable[..., None]) -> None:

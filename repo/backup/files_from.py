@@ -37,7 +37,10 @@ def files_from(
                 found += paths
     for name in verbatim:
         text = decode_list(_read("--files-from-verbatim", name, stdin))
-        found += [_to_bytes(line) for line in text.split("\n") if line]
+        lines = (
+            line.removesuffix("\r") for line in text.split("\n")
+        )  # as restic: lists that came from Windows
+        found += [_to_bytes(line) for line in lines if line]
     for name in raw:
         found += _split_raw(_read("--files-from-raw", name, stdin), f"--files-from-raw {name}")
     if any(b"\0" in path for path in found):

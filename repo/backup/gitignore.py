@@ -12,6 +12,7 @@ whole trees from a backup).  tests/test_repo_gitignore.py compares this module w
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -23,6 +24,9 @@ GIT = b".git"
 GITIGNORE = b".gitignore"
 MAX_RULES = 4 << 20
 """A longer .gitignore, in bytes, is taken for absent."""
+
+_STARS = re.compile(r"([^*?\[\\]*[^*?\[\\/])\*\*+((?:\\?/.*)?)", re.DOTALL)
+"""Plain characters, not a slash the last of them, and two or more stars before a slash or the end."""
 
 _CLASSES = {
     "alnum": ["az", "AZ", "09"],
@@ -63,9 +67,7 @@ def parse(data: bytes) -> RuleList:
     # git compares bytes, so one character must be one byte
     for line in data.removeprefix(b"\xef\xbb\xbf").decode("latin-1").split("\n"):
         if line and not line.startswith("#"):
-            rule = _parse_line(_without_trailing_spaces(line.removesuffix("\r")))
-            if rule is not None:
-                rules.append(rule)
+            rules += _parse_line(_without_trailing_spaces(line.removesuffix("\r")))
     return RuleList(rules)
 
 
@@ -75,26 +77,64 @@ def _without_trailing_spaces(line: str) -> str:
     return stripped + " " if backslashes % 2 and stripped != line else stripped
 
 
-def _parse_line(line: str) -> Rule | None:
+def _parse_line(line: str) -> list[Rule]:
     pattern = line.removeprefix("!")
     directories_only = pattern.endswith("/")
     pattern = pattern.removesuffix("/")
     anchored = "/" in pattern
-    globs = pattern.removeprefix("/").split("/")
+    patterns = _split_stars(pattern.removeprefix("/")) if anchored else [pattern]
     try:
-        # two or more stars and nothing else: any number of directories, but only where there are others beside them
-        parts = [
-            ANY if anchored and len(glob) > 1 and not glob.strip("*") else component(glob, _read_class)
-            for glob in globs
-        ]
+        return [_rule(one, anchored, line.startswith("!"), directories_only) for one in patterns]
     except BadGlob:
-        return None
+        return []
+
+
+def _rule(pattern: str, anchored: bool, negated: bool, directories_only: bool) -> Rule:
+    # two or more stars and nothing else: any number of directories, but only where there are others beside them
+    parts = [
+        ANY if anchored and len(glob) > 1 and not glob.strip("*") else component(glob, _read_class)
+        for glob in _components(pattern)
+    ]
     if parts[-1] is ANY:  # "a/**" is what is below a, not a itself
         parts.append(component("*", _read_class))
     while parts[0] is ANY:  # "**/a" is "a" anywhere, which is cheaper to look up
         anchored = False
         del parts[0]
-    return Rule(tuple(parts), anchored, line.startswith("!"), directories_only)
+    return Rule(tuple(parts), anchored, negated, directories_only)
+
+
+def _split_stars(pattern: str) -> list[str]:
+    """Patterns that together fit what git has an anchored one fit.
+
+    git compares the plain characters in front by themselves, and takes "**" right behind them for any number of directories,
+    which it is nowhere else within a name: "/src**" is all that begins with src and all below, and in "/a**/b" the stars may
+    stand for nothing."""
+    match = _STARS.fullmatch(pattern)
+    if match is None:
+        return [pattern]
+    plain, rest = match[1], match[2]
+    if not rest:
+        return [f"{plain}*", f"{plain}*/**"]
+    return [*_split_stars(plain + rest.removeprefix("\\")[1:]), f"{plain}*/**{rest}"]
+
+
+def _components(pattern: str) -> list[str]:
+    """What stands between slashes: "\\/" is one, too, and one in brackets parts nothing.  Raises BadGlob."""
+    parts = [""]
+    at = 0
+    while at < len(pattern):
+        end = at + 1
+        if pattern[at] == "[":
+            end = _read_class(pattern, end)[2]
+        elif pattern[at] == "\\":
+            end += 1
+        piece = pattern[at:end]
+        if piece in ("/", "\\/"):
+            parts.append("")
+        else:
+            parts[-1] += piece
+        at = end
+    return parts
 
 
 def _read_class(glob: str, at: int) -> tuple[bool, Ranges, int]:

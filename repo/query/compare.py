@@ -76,6 +76,8 @@ def diff(
 
     `metadata`: also entries of which only owner, mode, times or attributes differ.
     """
+    if stats is not None:
+        repository.synchronise()  # blobs that the index does not know yet would be left out of the sums
     blobs = None if stats is None else _BlobSides(repository.index, repository.contents, stats)
     pages = directory_pages(repository.blobs)
 

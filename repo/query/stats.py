@@ -52,6 +52,7 @@ def stats(
     repository: Repository, snapshots: Iterable[StoredSnapshot], mode: Mode, *, progress: Progress = SILENT
 ) -> Stats:
     """Raises Damaged, BlobMissing where something that has to be counted cannot be read."""
+    repository.synchronise()  # the snapshots may be of another machine, whose volumes this index does not know yet
     walk = _WALKS[mode](repository)
     progress.phase("count")
     with closing(walk.table):

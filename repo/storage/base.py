@@ -3,7 +3,7 @@
 An object is written once, becomes visible whole or not at all, and is never changed.
 
 Names are relative paths of ASCII letters, digits, `-`, `.` and `/` ("data/ab/abcd...").  Every failure is a StorageError (or
-RepositoryNotFound from `open`), never an empty answer: a list that could not be read is not an empty list.
+RepositoryNotFound), never an empty answer: a list that could not be read is not an empty list.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Storage(Protocol):
     """What tells this place from a copy of it elsewhere; keys the index and the client state."""
 
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
-        """(name, size) of every object below `folder` ("data"), names whole; an absent folder has none."""
+        """(name, size) of every object below `folder` ("data"), names whole; an absent folder has none.  Raises
+        RepositoryNotFound if the repository is gone from its place."""
 
     def stamp(self, folder: str) -> object:
         """A value that changes when names in a folder do: cheap enough to ask for at every turn.  None if unknown."""

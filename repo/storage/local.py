@@ -51,7 +51,7 @@ class LocalObject:
                 try:
                     self._fd = self._make()
                 except FileNotFoundError:  # some ways of copying leave empty folders behind
-                    os.mkdir(storage.path("tmp"), 0o700)
+                    os.makedirs(storage.path("tmp"), 0o700, exist_ok=True)  # another thread may be as far
                     self._fd = self._make()
                 # Some network file systems have no flock: there, what dead writers leave stays.
                 with contextlib.suppress(OSError):
@@ -135,6 +135,7 @@ class LocalStorage:
             ) from error
         if not stat.S_ISDIR(info.st_mode):
             raise RepositoryNotFound(f"no repository at {self.place}: not a folder", self.place)
+        self._was_there = self._is_there()
         # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from
         # the original.
         self.identity = os.fsencode(os.path.realpath(self.place)) + b"\0%d" % info.st_ino
@@ -158,6 +159,7 @@ class LocalStorage:
         try:
             entries = list(os.scandir(self.path(folder)))
         except FileNotFoundError:
+            self._must_be_there()
             return
         except OSError as error:
             raise StorageError(f"repository: cannot list {folder}: {_reason(error)}", error.errno) from error
@@ -173,6 +175,16 @@ class LocalStorage:
                 yield from self.list(name)
             else:
                 yield name, size
+
+    def _is_there(self) -> bool:
+        return any(os.path.lexists(self.path(name)) for name in ("config", "keys"))
+
+    def _must_be_there(self) -> None:
+        """An absent folder has nothing in it, but a repository that is gone, with the disk it was on perhaps, is not empty."""
+        if self._was_there and not self._is_there():
+            raise RepositoryNotFound(
+                f"no repository at {self.place} any more: is the disk still there?", self.place
+            )
 
     def stamp(self, folder: str) -> object:
         try:
@@ -276,7 +288,8 @@ class LocalStorage:
         """Borrow a descriptor: taken out of the pool while in use, so that no other thread closes it."""
         with self._lock:
             fd = self._files.pop(name, -1)
-        return fd if fd >= 0 else os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        # Nothing in a repository is waited for, a fifo that somebody put there neither.
+        return fd if fd >= 0 else os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _release(self, name: str, fd: int) -> None:
         with self._lock:
