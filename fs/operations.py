@@ -138,7 +138,9 @@ class Snapfs(pyfuse3.Operations):
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         if self._no_xattrs:
             raise FUSEError(errno.ENOSYS)
-        return [attribute.name for attribute in (await self._entry(inode)).node.xattrs or ()]
+        names = (attribute.name for attribute in (await self._entry(inode)).node.xattrs or ())
+        # As other file systems do: the kernel lets no one else read them, and `rsync -X` fails on a name without a value.
+        return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
     @answering
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

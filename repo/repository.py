@@ -4,6 +4,7 @@ algorithm of theirs."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from functools import cached_property
@@ -246,6 +247,8 @@ def _repository_id(storage: LocalStorage) -> bytes:
     except Damaged as error:
         problem = error
     except StorageError as error:
+        if error.errno == errno.EIO:  # a bad sector: as damage
+            return _repository_id_elsewhere(storage, error)
         if not is_absent(error):
             raise
         half = os.path.isdir(storage.path("keys"))
@@ -255,6 +258,11 @@ def _repository_id(storage: LocalStorage) -> bytes:
                else "there is a folder, but nothing of snapfs in it; check the path, or make one with `snapfs init`"),
             storage.place,
         )  # fmt: skip
+    return _repository_id_elsewhere(storage, problem)
+
+
+def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) -> bytes:
+    """From a key slot, where there are backups; else raises what is wrong with the config."""
     if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
         for name, _ in storage.list("keys"):
             with contextlib.suppress(RepositoryError):

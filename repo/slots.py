@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from snapfs.repo.client import Client
-from snapfs.repo.errors import Damaged, RepositoryError, UsageError, WrongPassword
+from snapfs.repo.errors import Damaged, RepositoryError, StorageError, UsageError, WrongPassword
 from snapfs.repo.events import Events, KeyNote
 from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
@@ -70,8 +70,12 @@ def open_with(password: bytes, storage: Storage, repository: bytes, first: str) 
                 return name, bundle
         except WrongPassword as error:
             wrong = error
-        except Damaged as error:
+        except (Damaged, StorageError) as error:  # another slot may open all the same
             damaged = error
+    if wrong is not None and damaged is not None:
+        raise WrongPassword(
+            f"{wrong}; or it is that of a key slot which cannot be used: {damaged}"
+        ) from damaged
     if wrong is not None:
         raise wrong
     raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")

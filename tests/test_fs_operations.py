@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from pyfuse3 import FUSEError
@@ -16,12 +17,12 @@ from snapfs.fs.entry import Entry, Stale
 from snapfs.fs.operations import Snapfs
 from snapfs.fs.patience import NotAtHand
 from snapfs.repo.errors import BlobMissing, Damaged, StorageError
-from snapfs.repo.model import Node, NodeType
+from snapfs.repo.model import Node, NodeType, Xattr
 
 FILE = Entry(7, Node(b"secret name", NodeType.FILE, 0o644, 0, 0, None, None, 0, 0, size=10), True)
 REQUESTS: dict[str, tuple[Any, ...]] = {
     "lookup": (1, b"secret name", None), "getattr": (7, None), "readlink": (7, None), "getxattr": (7, b"user.a", None),
-    "listxattr": (7, None), "statfs": (None,), "opendir": (7, None), "open": (7, 0, None), "read": (1, 0, 10),
+    "listxattr": (7, SimpleNamespace(uid=0)), "statfs": (None,), "opendir": (7, None), "open": (7, 0, None), "read": (1, 0, 10),
     "readdir": (1, 0, None),
 }  # fmt: skip
 
@@ -125,3 +126,13 @@ def test_everything_that_writes_is_refused(name: str) -> None:
         return caught.value.errno
 
     assert trio.run(handle) == errno.EROFS
+
+
+def test_who_is_not_root_is_not_told_of_trusted_attributes() -> None:
+    """The kernel lets no one else read them: a name without a value makes `rsync -X` fail."""
+    node = msgspec.structs.replace(FILE.node, xattrs=(Xattr(b"trusted.t", b"1"), Xattr(b"user.a", b"2")))
+    view = failing(KeyError())
+    view.entry = lambda inode: Entry(7, node, True)
+    operations = Snapfs(view)
+    for uid, names in ((0, [b"trusted.t", b"user.a"]), (1000, [b"user.a"])):
+        assert trio.run(operations.listxattr, 7, SimpleNamespace(uid=uid)) == names

@@ -191,6 +191,29 @@ def test_one_file_system(tmp_path: Path) -> None:
     assert b"/mnt/inside" in desk.read(everything)
     assert desk.read(stays).keys() == {b"", b"/f", b"/mnt"}
     assert named.record.paths[1:] == (os.fsencode(desk.source / "mnt"),)
+    assert desk.read(named).keys() == {b"", b"/f", b"/mnt", b"/mnt/inside"}
+
+
+def test_what_is_named_below_a_source_is_kept_whatever_the_rules_say(tmp_path: Path) -> None:
+    desk, watch = Desk(tmp_path, {
+        b"a.o": File(b"1"), b"b.o": File(b"2"), b"skip/deep/f": File(b"3"), b"skip/deep/g": File(b"4"), b"skip/other": File(b"5"),
+        b"marked/.nobackup": File(b""), b"marked/in/x": File(b"6"), b"marked/y": File(b"7"), b"git/.gitignore": File(b"build\n"),
+        b"git/build/sub/.gitignore": File(b"*.c\n"), b"git/build/sub/z.c": File(b"8"), b"git/build/sub/z": File(b"9"),
+        b"link": Symlink(target=b"skip"),
+    }), Watch()  # fmt: skip
+    rules = Excludes.build(exclude=["*.o", "skip"], if_present=[".nobackup"], git_ignore=True)
+    below = ("b.o", "skip/deep/f", "marked/in", "git/build/sub", "missing/x", "a.o/x", "link/other")
+    result = desk.backup(desk.source, *(desk.source / name for name in below), excludes=rules, progress=watch)
+    assert result.snapshot is not None
+    assert desk.read(result.snapshot).keys() == {
+        b"", b"/b.o", b"/skip", b"/skip/deep", b"/skip/deep/f", b"/marked", b"/marked/.nobackup", b"/marked/in", b"/marked/in/x",
+        b"/git", b"/git/.gitignore", b"/git/build", b"/git/build/sub", b"/git/build/sub/.gitignore", b"/git/build/sub/z",
+        b"/link",
+    }  # fmt: skip
+    said = {error.path for error in watch.errors}  # type: ignore[attr-defined]
+    assert said == {os.fsencode(desk.source / name) for name in ("missing", "a.o", "link")}
+    again = desk.backup(desk.source, *(desk.source / name for name in below[:4]), excludes=rules)
+    assert again.errors == 0
 
 
 def test_excludes_reach_the_walk(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from snapfs.repo.check.engine import check
-from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
+from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError, WrongPassword
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import BlobId, Kind
+from snapfs.repo.repository import Repository
 from snapfs.repo.storage.local import LocalStorage
+from support.repositories import CHEAP
 from support.sources import Desk, Watch
 from support.trees import File, noise
 
@@ -178,3 +180,31 @@ def test_a_bad_sector_is_damage_that_the_rest_does_not_suffer_from(
             assert len(repository.contents.read(node, 0, 100_000)) == 90_000
         shutil.rmtree(tmp_path / "cache")  # and once more without an index
     assert desk.differences(desk.snapshot()) == []
+
+
+@pytest.mark.parametrize("unreadable", ["config", "the other slot"])
+def test_a_bad_sector_under_config_or_key_slot_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    desk = Desk(tmp_path, {b"file": File(content=b"x" * 1000)})
+    desk.snapshot()
+    with desk.open() as repository:
+        own = repository.slot
+        other = repository.add_key(b"another", cost=CHEAP)
+    real, bad = LocalStorage.read, "config" if unreadable == "config" else f"keys/{other}"
+
+    def read(self: LocalStorage, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if name == bad:
+            raise StorageError("repository: cannot read it: Input/output error", errno.EIO)
+        return real(self, name, offset, length)
+
+    monkeypatch.setattr(LocalStorage, "read", read)
+    shutil.rmtree(tmp_path / "state", ignore_errors=True)  # what would tell which slot to try first
+    with desk.open() as repository:
+        assert len(repository.snapshots()) == 1
+        assert repository.slot == own
+    if unreadable != "config":
+        with pytest.raises(WrongPassword, match=r"which cannot be used: .*Input/output error"):
+            Repository.open(
+                str(tmp_path / "repository"), b"another", state_dir=str(tmp_path / "new"), no_cache=True
+            )

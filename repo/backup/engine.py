@@ -16,7 +16,7 @@ from snapfs.repo.backup.estimate import Estimate
 from snapfs.repo.backup.files import FileReader, Interruption
 from snapfs.repo.backup.options import BackupOptions, BackupResult
 from snapfs.repo.backup.parents import choose
-from snapfs.repo.backup.sources import absolute, branching, nested, stream_path
+from snapfs.repo.backup.sources import absolute, branching, stream_path
 from snapfs.repo.backup.walk import Walker
 from snapfs.repo.errors import StorageError, UsageError
 from snapfs.repo.events import StoredSnapshot
@@ -100,7 +100,6 @@ class _Run:
             except Interruption:
                 raise KeyboardInterrupt from None
         else:
-            self.walker.must_exist(nested(self.paths))
             with Estimate(self.progress, self.paths, self.parent):
                 root = self.walker.tree(branching(self.paths), [s.record.root for s in self.earlier])
         if not self.walker.reached:

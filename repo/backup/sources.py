@@ -14,7 +14,8 @@ from snapfs.repo.repository import Repository
 
 @dataclass
 class Branching:
-    """A directory on the way to the sources.  `whole`: it is one itself; else only the names below count."""
+    """A directory on the way to the sources.  `whole`: it is one itself; else only the names below count.  Names below one that
+    is whole were named beside it: no rule leaves them out."""
 
     whole: bool = False
     names: dict[bytes, Branching] = field(default_factory=dict)
@@ -33,23 +34,14 @@ def stream_path(name: bytes) -> bytes:
     return path
 
 
-def nested(paths: Sequence[bytes]) -> list[bytes]:
-    """Those of the absolute paths that lie in another one: the walk comes by them without looking for them."""
-    return [p for p in paths if any(p.startswith(q.rstrip(b"/") + b"/") for q in paths if q != p)]
-
-
 def branching(paths: Sequence[bytes]) -> Branching:
-    """The tree of absolute paths; one that lies in another is part of it."""
+    """The tree of absolute paths."""
     top = Branching()
     for path in paths:
         here = top
-        for name in path.split(b"/"):
-            if here.whole:
-                break
-            if name:
-                here = here.names.setdefault(name, Branching())
+        for name in filter(None, path.split(b"/")):
+            here = here.names.setdefault(name, Branching())
         here.whole = True
-        here.names.clear()
     return top
 
 

@@ -50,13 +50,15 @@ class Counts:
 class _Seen:
     """An entry that was looked at: next in its directory to be stored."""
 
-    __slots__ = ("name", "path", "read", "same", "st", "was")
+    __slots__ = ("name", "path", "read", "same", "st", "was", "within")
 
     def __init__(self, name: bytes, path: bytes, st: Status, was: list[Earlier]) -> None:
         self.name = name
         self.path = path
         self.st = st
         self.was = was
+        self.within = True
+        """It is a source or lies in one; else only what was named below it counts."""
         self.same: Earlier | None = None
         """A regular file that an earlier snapshot tells all of."""
         self.read: Small | None = None
@@ -82,12 +84,14 @@ class _Level:
         self.seen: deque[_Seen] = deque()
         """Entries to be stored next."""
         self.below = below
-        """The names that count here, on the way to the sources; None within a source."""
+        """What was named below here, or None.  Nothing else counts unless this is `within` a source."""
         self.rules = rules
         self.device = device
         self.writer = writer
         self.earlier = earlier
         self.was: list[Earlier] = []
+        self.within = False
+        """It is a source or lies in one: everything in it counts."""
         self.source = False
         """It is one of the folders that were named."""
 
@@ -129,6 +133,7 @@ class Walker:
             b"",
             root,
             top,
+            top.whole,
             st.st_dev,
             None,
             earlier,
@@ -154,14 +159,6 @@ class Walker:
         finally:
             for level in self._stack:
                 os.close(level.fd)
-
-    def must_exist(self, paths: Sequence[bytes]) -> None:
-        """Report those of the sources that are not there, where the walk would not miss them."""
-        for path in paths:
-            try:
-                os.lstat(path)
-            except OSError as error:
-                self._failed(path, reason(error))
 
     def stream(self, path: bytes, stream: Stream) -> Node:
         """A snapshot of one file, read from a pipe, below directories that are made up."""
@@ -214,13 +211,11 @@ class Walker:
 
     # ---- directories ---------------------------------------------------------------------------------------------
 
-    def _enter(self, fd: int, path: bytes, node: Node, below: Branching | None, device: int,
+    def _enter(self, fd: int, path: bytes, node: Node, below: Branching | None, within: bool, device: int,
                rules: DirectoryRules | None, earlier: Sequence[Node]) -> None:  # fmt: skip
-        source = below is not None and below.whole
-        if below is not None and not below.whole:
-            names = sorted(below.names)
-        else:
-            below = None
+        named = below.names.keys() if below is not None else ()
+        names = list(named)
+        if within:
             try:
                 names = [os.fsencode(name) for name in os.listdir(fd)]
             except OSError as error:
@@ -230,8 +225,12 @@ class Walker:
                 rules = self._excludes.directory(fd, path, names, rules)
                 if rules.keep_only is not None:
                     names = [name for name in names if name in rules.keep_only]
-            names.sort()
+            if named:
+                names = list(
+                    {*names, *named}
+                )  # one that is not there is an error, as any path that was named
             self.reached = True
+        names.sort()
         beside = EarlierDirectory(self._repository.blobs, earlier)
         writer = KeepingWriter(
             self.entries.put,
@@ -239,8 +238,10 @@ class Walker:
             self._repository.blobs,
             beside if self._trusting else None,
         )
-        self._stack.append(_Level(fd, path, node, names, below, rules, device, writer, beside))
-        self._stack[-1].source = source
+        level = _Level(fd, path, node, names, below if named else None, rules, device, writer, beside)
+        level.within = within
+        level.source = below is not None and below.whole
+        self._stack.append(level)
 
     def _leave(self) -> Node:
         level = self._stack.pop()
@@ -257,15 +258,15 @@ class Walker:
             self._progress.item(level.path, action)
         return node
 
-    def _directory(self, level: _Level, name: bytes, path: bytes, st: Status, below: Branching | None,
+    def _directory(self, level: _Level, name: bytes, path: bytes, st: Status, below: Branching | None, within: bool,
                    was: list[Earlier]) -> None:  # fmt: skip
         why = self._protected.reason(st)
         if why is not None:
             self._progress.notice(f"{path.decode('utf-8', 'backslashreplace')}: left out, it is {why}")
             return
-        on_the_way = below is not None and not below.whole
+        whole = below is not None and below.whole
         try:
-            if on_the_way:
+            if not (level.within or whole):
                 # On the way to a source a link is followed: what is stored is the directory the path goes through.
                 fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=level.fd)
             else:
@@ -278,10 +279,11 @@ class Walker:
         except BaseException:
             os.close(fd)
             raise
-        device = level.device if below is None else st.st_dev
+        device = level.device if level.within and not whole else st.st_dev
         if self._options.one_file_system and st.st_dev != device:
-            below = Branching()  # a mount point is kept, what is mounted there is not
-        self._enter(fd, path, node, below, device, level.rules, [e.node for e in was])
+            within = False  # a mount point is kept, what is mounted there is not, unless it was named
+        rules = level.rules if level.within else None
+        self._enter(fd, path, node, below, within, device, rules, [e.node for e in was])
         self._stack[-1].was = was
 
     # ---- entries -------------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ class Walker:
         Not further than a directory: when its turn is over, what was seen of the names behind it could be hours old.
         """
         if level.below is not None:
-            self._look_on_the_way(level, level.below)
+            self._look_at_next(level, level.below)
             return
         if not level.looked:
             names = level.names[level.next : level.next + _LOOK]
@@ -360,30 +362,44 @@ class Walker:
                 self._progress.item(level.path + b"/" + name, "unchanged", st.st_size)  # type: ignore[union-attr]
         return count
 
-    def _look_on_the_way(self, level: _Level, below: Branching) -> None:
-        """The next name on the way to a source, where links are followed."""
+    def _look_at_next(self, level: _Level, below: Branching) -> None:
+        """One name, where something below was named.  On the way to a source links are followed."""
         name = level.names[level.next]
         level.next += 1
-        path = level.path + b"/" + name
+        path, named = level.path + b"/" + name, below.names.get(name)
+        whole = named is not None and named.whole
+        within = level.within or whole
         try:
-            st = os.stat(name, dir_fd=level.fd, follow_symlinks=not below.names[name].whole)
+            st = os.stat(name, dir_fd=level.fd, follow_symlinks=not within)
         except OSError as error:
             self._failed(path, reason(error))
             return
+        if (
+            level.within
+            and not whole
+            and self._excludes
+            and self._left_out(level, name, path, st, stat.S_ISDIR(st.st_mode))
+        ):
+            if named is None:
+                self._progress.item(path, "excluded")
+                return
+            within = False  # kept only for what was named below it
         seen = _Seen(name, path, st, level.earlier.take(name))
+        seen.within = within
         if stat.S_ISREG(st.st_mode):
             seen.same = self.entries.unchanged(st, seen.was)
         level.seen.append(seen)
 
     def _entry(self, level: _Level, seen: _Seen) -> None:
         name, path, st, was = seen.name, seen.path, seen.st, seen.was
-        below = level.below.names[name] if level.below is not None else None
+        below = level.below.names.get(name) if level.below is not None else None
         if stat.S_ISDIR(st.st_mode):
-            self._directory(level, name, path, st, below, was)
+            self._directory(level, name, path, st, below, seen.within, was)
             return
-        if below is not None and not below.whole:
-            self._failed(path, "is not a folder")
-            return
+        if below is not None and below.names:
+            self._failed(path, "is not a folder")  # and the paths that were named below it are not there
+            if not seen.within:
+                return
         try:
             if not stat.S_ISREG(st.st_mode):
                 node, raw, action = self.entries.other(level.fd, name, path, st, was)
@@ -399,7 +415,7 @@ class Walker:
             self._failed(path, reason(error))
             return
         self.reached = True
-        self.changed |= below is not None and raw is None
+        self.changed |= below is not None and below.whole and raw is None
         self._add(level, node, raw, was)
         if node.is_file:
             self._progress.advance(
