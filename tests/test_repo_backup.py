@@ -382,6 +382,15 @@ def test_stdin(tmp_path: Path) -> None:
         backup(repository, BackupOptions((b"/x",), b"h", b"u", stdin=io.BytesIO()))
 
 
+def test_a_changed_stream_is_never_skipped(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    first = desk.snapshot(stdin=io.BytesIO(b"one"))
+    second = desk.backup(stdin=io.BytesIO(b"two"), skip_if_unchanged=True)
+    assert not second.skipped
+    assert second.snapshot is not None
+    assert second.snapshot.id != first.id
+
+
 @pytest.mark.parametrize("name", [b"", b"/", b"..", b"a/../b", b"a//b/", b".", b"nul\0", b"n" * 256])
 def test_stdin_under_a_name_that_is_none(tmp_path: Path, name: bytes) -> None:
     """Either refused, or stored under a name that a directory can have."""

@@ -14,8 +14,9 @@ from snapfs import __version__
 from snapfs.repo.backup.chunker import Chunker
 from snapfs.repo.backup.estimate import Estimate
 from snapfs.repo.backup.files import FileReader, Interruption
-from snapfs.repo.backup.options import BackupOptions, BackupResult
+from snapfs.repo.backup.options import BackupOptions, BackupResult, Stream
 from snapfs.repo.backup.parents import choose
+from snapfs.repo.backup.piped import piped
 from snapfs.repo.backup.sources import absolute, branching, stream_path
 from snapfs.repo.backup.walk import Walker
 from snapfs.repo.errors import StorageError, UsageError
@@ -96,7 +97,7 @@ class _Run:
         self.progress.phase("backup")
         if options.stdin is not None:
             try:
-                root = self.walker.stream(self.paths[0], options.stdin)
+                root = self._piped(self.paths[0], options.stdin, reader)
             except Interruption:
                 raise KeyboardInterrupt from None
         else:
@@ -114,6 +115,16 @@ class _Run:
         self.progress.phase("finish")
         stored = self._commit(writer, root, complete=True)
         return BackupResult(stored, stored.record.totals, self.walker.errors, self.parent)
+
+    def _piped(self, path: bytes, stream: Stream, reader: FileReader) -> Node:
+        walker, time = self.walker, self.options.time or self.repository.system.now()
+        root = piped(
+            path, stream, reader, walker.entries.put, self.repository.keys.page, self.options.user, time
+        )
+        walker.reached = walker.changed = True
+        walker.counts.files["new"] += 1
+        walker.counts.directories = path.count(b"/") - 1
+        return root
 
     def _advance(self, size: int) -> None:
         self.progress.advance(0, size)

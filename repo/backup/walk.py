@@ -9,91 +9,24 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from snapfs.repo.backup import _reading as reading
-from snapfs.repo.backup.entries import SMALL_BYTES, EntryReader, Small
+from snapfs.repo.backup.entries import SMALL_BYTES, EntryReader
 from snapfs.repo.backup.files import FileReader, Interruption, Status
+from snapfs.repo.backup.level import LOOK, Counts, Level, Seen
 from snapfs.repo.backup.nodes import make_node, reason
-from snapfs.repo.backup.options import BackupOptions, Stream
+from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.backup.parents import Earlier, EarlierDirectory, KeepingWriter
 from snapfs.repo.backup.patterns import DirectoryRules
 from snapfs.repo.backup.sources import Branching, Protected
 from snapfs.repo.errors import RepositoryError, SourceError
-from snapfs.repo.model import Node, NodeType
+from snapfs.repo.model import Node
 from snapfs.repo.packing import Putter
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
-from snapfs.repo.trees import DirectoryWriter
-
-_LOOK = 256
-"""Names looked at in one go, at most."""
-
-
-def _actions() -> dict[str, int]:
-    return dict.fromkeys(("new", "changed", "unchanged"), 0)
-
-
-@dataclass
-class Counts:
-    """Entries by what was done with them."""
-
-    directories: int = 0
-    files: dict[str, int] = field(default_factory=_actions)
-    dirs: dict[str, int] = field(default_factory=_actions)
-
-
-class _Seen:
-    """An entry that was looked at: next in its directory to be stored."""
-
-    __slots__ = ("name", "path", "read", "same", "st", "was", "within")
-
-    def __init__(self, name: bytes, path: bytes, st: Status, was: list[Earlier]) -> None:
-        self.name = name
-        self.path = path
-        self.st = st
-        self.was = was
-        self.within = True
-        """It is a source or lies in one; else only what was named below it counts."""
-        self.same: Earlier | None = None
-        """A regular file that an earlier snapshot tells all of."""
-        self.read: Small | None = None
-        """A small file that was read with its neighbours."""
-
-
-class _Level:
-    """A directory that is being walked."""
-
-    def __init__(self, fd: int, path: bytes, node: Node, names: list[bytes], below: Branching | None,
-                 rules: DirectoryRules | None, device: int, writer: KeepingWriter,
-                 earlier: EarlierDirectory) -> None:  # fmt: skip
-        self.fd = fd
-        self.path = path
-        """Without a slash at the end: the top is b""."""
-        self.node = node
-        self.names = names
-        self.next = 0
-        """Position of the first name that was not looked at."""
-        self.looked: list[bytes] = []
-        self.statuses: list[reading.Status | int] = []
-        """Names that were looked at and are not among those seen yet, and what was said of them."""
-        self.seen: deque[_Seen] = deque()
-        """Entries to be stored next."""
-        self.below = below
-        """What was named below here, or None.  Nothing else counts unless this is `within` a source."""
-        self.rules = rules
-        self.device = device
-        self.writer = writer
-        self.earlier = earlier
-        self.was: list[Earlier] = []
-        self.within = False
-        """It is a source or lies in one: everything in it counts."""
-        self.source = False
-        """It is one of the folders that were named."""
 
 
 class Walker:
@@ -110,7 +43,7 @@ class Walker:
         self._checkpoint_at = time.monotonic() + options.checkpoint_seconds
         self._excludes = options.excludes
         self._protected = Protected(repository)
-        self._stack: list[_Level] = []
+        self._stack: list[Level] = []
         self.entries = EntryReader(
             writer, reader, repository.contents, self._report, options.with_atime, trusting
         )
@@ -160,38 +93,6 @@ class Walker:
             for level in self._stack:
                 os.close(level.fd)
 
-    def stream(self, path: bytes, stream: Stream) -> Node:
-        """A snapshot of one file, read from a pipe, below directories that are made up."""
-        now = self._options.time or self._repository.system.now()
-        uid, gid = os.geteuid(), os.getegid()
-        content = self._reader.stream(stream, uid)
-        parts = path.strip(b"/").split(b"/")
-        node = Node(
-            parts[-1], NodeType.FILE, 0o600, uid, gid, self._options.user, None, now, now,
-            content.size, content.data, content.blobs, content.root,
-        )  # fmt: skip
-        for name in [*reversed(parts[:-1]), b""]:
-            writer = DirectoryWriter(self.entries.put, self._repository.keys.page)
-            writer.add(node)
-            root, below = writer.finish()
-            node = Node(
-                name,
-                NodeType.DIRECTORY,
-                0o755,
-                uid,
-                gid,
-                self._options.user,
-                None,
-                now,
-                now,
-                root=root,
-                below=below,
-            )
-        self.reached = True
-        self.counts.files["new"] += 1
-        self.counts.directories = len(parts) - 1
-        return node
-
     def so_far(self) -> Node | None:
         """The root's Node as if every open directory ended here: a checkpoint's."""
         child: Node | None = None
@@ -238,7 +139,7 @@ class Walker:
             self._repository.blobs,
             beside if self._trusting else None,
         )
-        level = _Level(fd, path, node, names, below if named else None, rules, device, writer, beside)
+        level = Level(fd, path, node, names, below if named else None, rules, device, writer, beside)
         level.within = within
         level.source = below is not None and below.whole
         self._stack.append(level)
@@ -258,7 +159,7 @@ class Walker:
             self._progress.item(level.path, action)
         return node
 
-    def _directory(self, level: _Level, name: bytes, path: bytes, st: Status, below: Branching | None, within: bool,
+    def _directory(self, level: Level, name: bytes, path: bytes, st: Status, below: Branching | None, within: bool,
                    was: list[Earlier]) -> None:  # fmt: skip
         why = self._protected.reason(st)
         if why is not None:
@@ -288,7 +189,7 @@ class Walker:
 
     # ---- entries -------------------------------------------------------------------------------------------------
 
-    def _look_ahead(self, level: _Level) -> None:
+    def _look_ahead(self, level: Level) -> None:
         """Look at the next entries, up to a directory, and read small files among them.
 
         Not further than a directory: when its turn is over, what was seen of the names behind it could be hours old.
@@ -297,14 +198,14 @@ class Walker:
             self._look_at_next(level, level.below)
             return
         if not level.looked:
-            names = level.names[level.next : level.next + _LOOK]
+            names = level.names[level.next : level.next + LOOK]
             level.statuses = reading.look(level.fd, names)
             level.looked = names[: len(level.statuses)]
             level.next += len(level.looked)
             if self._excludes:
                 self._leave_out(level)
         count = self._pass_unchanged(level) if self._passing else 0
-        small: list[_Seen] = []
+        small: list[Seen] = []
         sizes: list[reading.Status] = []
         size = 0
         for name, st in zip(level.looked[count:], level.statuses[count:], strict=True):
@@ -313,7 +214,7 @@ class Walker:
             if isinstance(st, int):
                 self._failed(path, os.strerror(st))
                 continue
-            seen = _Seen(name, path, st, level.earlier.take(name))
+            seen = Seen(name, path, st, level.earlier.take(name))
             level.seen.append(seen)
             if not stat.S_ISREG(st.st_mode):
                 continue
@@ -330,7 +231,7 @@ class Walker:
             for seen, seen.read in zip(small, read, strict=True):  # noqa: B007
                 pass
 
-    def _leave_out(self, level: _Level) -> None:
+    def _leave_out(self, level: Level) -> None:
         """Drop what is excluded from what was looked at."""
         looked = zip(level.looked, level.statuses, strict=True)
         level.looked, level.statuses = [], []
@@ -342,7 +243,7 @@ class Walker:
                 level.looked.append(name)
                 level.statuses.append(st)
 
-    def _pass_unchanged(self, level: _Level) -> int:
+    def _pass_unchanged(self, level: Level) -> int:
         """Keep the first entries, as many as are unchanged files, without another look at each; returns how many."""
         earlier = level.earlier.only
         if earlier is None or not level.writer.keep(earlier.ordinal, 0):
@@ -362,7 +263,7 @@ class Walker:
                 self._progress.item(level.path + b"/" + name, "unchanged", st.st_size)  # type: ignore[union-attr]
         return count
 
-    def _look_at_next(self, level: _Level, below: Branching) -> None:
+    def _look_at_next(self, level: Level, below: Branching) -> None:
         """One name, where something below was named.  On the way to a source links are followed."""
         name = level.names[level.next]
         level.next += 1
@@ -384,13 +285,13 @@ class Walker:
                 self._progress.item(path, "excluded")
                 return
             within = False  # kept only for what was named below it
-        seen = _Seen(name, path, st, level.earlier.take(name))
+        seen = Seen(name, path, st, level.earlier.take(name))
         seen.within = within
         if stat.S_ISREG(st.st_mode):
             seen.same = self.entries.unchanged(st, seen.was)
         level.seen.append(seen)
 
-    def _entry(self, level: _Level, seen: _Seen) -> None:
+    def _entry(self, level: Level, seen: Seen) -> None:
         name, path, st, was = seen.name, seen.path, seen.st, seen.was
         below = level.below.names.get(name) if level.below is not None else None
         if stat.S_ISDIR(st.st_mode):
@@ -423,12 +324,12 @@ class Walker:
             )  # what was read has been told
         self._progress.item(path, action, node.size or 0)
 
-    def _add(self, level: _Level, node: Node, raw: bytes | None, was: list[Earlier]) -> None:
+    def _add(self, level: Level, node: Node, raw: bytes | None, was: list[Earlier]) -> None:
         """`raw`: the encoding that the earlier snapshot has of it."""
         if raw is None or not level.writer.keep(was[0].ordinal):
             level.writer.add(node, raw)
 
-    def _left_out(self, level: _Level, name: bytes, path: bytes, st: Status, is_dir: bool) -> bool:
+    def _left_out(self, level: Level, name: bytes, path: bytes, st: Status, is_dir: bool) -> bool:
         return (
             self._excludes.excluded(path, is_dir)
             or (level.rules is not None and level.rules.excluded(name, is_dir))
