@@ -1,6 +1,7 @@
 # make test     every check: format, lint, types, layers, the whole test suite
 # make demo     the main job on a folder of yours: make demo SRC=~/Documents (without SRC: this folder)
 # make lint     the checks that run nothing        make format   put the code in shape
+# make bench    snapfs beside restic and borg, as far as they are on PATH, into docs/benchmarks.md (an hour, 20 GB)
 # make clean    away with all that make made
 #
 # Each sets up first what it needs and what is not there yet: system packages, .venv, the install.
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALLED_FROM := pyproject.toml setup.py $(wildcard repo/*/_*.pyx) src/snapfs/__init__.py
 export PYTHON
 
-.PHONY: test demo lint format clean system
+.PHONY: test demo bench lint format clean system
 
 test: lint
 	@echo "-- tests"
@@ -31,6 +32,9 @@ format: .venv/.dev
 
 demo: .venv/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" SRC="$(SRC)" tests/demo.sh
+
+bench: .venv/.dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python -m bench $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .make build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from snapfs.repo.backup.nodes import make_node
 from snapfs.repo.backup.parents import EarlierDirectory, KeepingWriter
 from snapfs.repo.errors import Damaged
 from snapfs.repo.format import records
+from snapfs.repo.index import Index, IndexBroken
 from snapfs.repo.model import Holes, Node, NodeType, Xattr
 from snapfs.repo.trees import DirectoryWriter
 from support.parts import KEYS, MemoryBlobs
@@ -291,3 +292,20 @@ def test_what_changed_is_seen_wherever_it_stands(tmp_path: Path, names: list[byt
     assert {b"a/%d" % n for n in range(10)} - set(names) <= said
     assert result.snapshot is not None
     assert desk.differences(result.snapshot) == []
+
+
+def test_a_snapshot_is_safe_although_that_cannot_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, {b"a": File(noise(5000))})
+
+    def full(*_: object, **__: object) -> None:
+        raise IndexBroken("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "note_whole", full)
+        first = desk.snapshot()
+    with desk.open() as repository:
+        assert [s.id for s in repository.snapshots()] == [first.id], "one, and not one more"
+        assert not repository.index.is_whole(first.id)
+    assert desk.differences(desk.snapshot()) == []

@@ -7,6 +7,7 @@ on; a repository that cannot be written stops the run and leaves no snapshot.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -154,9 +155,12 @@ class _Run:
                 f"{what} was saved, but {gone} volumes that it needs vanished from the repository or were cut short "
                 "meanwhile: find out who changes files there, then run this again, and `snapfs check`"
             )
-        self.repository.index.note_whole(
-            stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
-        )
+        with contextlib.suppress(
+            IndexBroken
+        ):  # a full disk, say: the snapshot is safe, and the next run looks at everything
+            self.repository.index.note_whole(
+                stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
+            )
         return stored
 
     def _gone(self, writer: BlobWriter) -> int:
