@@ -51,9 +51,13 @@ def restore(
     workers = max(2, min(os.cpu_count() or 2, 8))
     frames = repository.blobs.frames
     before, frames.limit = frames.limit, min(frames.limit, _CACHE_BYTES)
-    with ThreadPoolExecutor(workers, thread_name_prefix="restore") as pool:
+    # One thread makes files: two would wait for one another at the directory they both fill, and burn what they wait.
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="restore") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="make") as maker,
+    ):
         try:
-            job = _Restore(repository, root, target, options, progress, pool)
+            job = _Restore(repository, root, target, options, progress, pool, maker)
             job.run()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -72,7 +76,7 @@ def _refuse_repository(repository: Repository, target: bytes) -> None:
 
 class _Restore:
     def __init__(self, repository: Repository, root: Node, target: bytes, options: RestoreOptions, progress: Progress,
-                 pool: ThreadPoolExecutor) -> None:  # fmt: skip
+                 pool: ThreadPoolExecutor, maker: ThreadPoolExecutor) -> None:  # fmt: skip
         self._repository = repository
         self._root = root
         self._target = target
@@ -85,7 +89,7 @@ class _Restore:
         )
         self._ahead = Ahead(repository, pool)
         filling = Filling(repository, self._ahead, pool, progress)
-        self._small = SmallFiles(options, self._ahead, pool, self._made, self._make_again)
+        self._small = SmallFiles(options, self._ahead, maker, self._made, self._make_again)
         self._entries = Entries(options, self._chain, filling, metadata, self._warn)
         self._directories = Directories(repository, target, options, metadata, progress, self._warn)
         self._pending: list[Step] = []
