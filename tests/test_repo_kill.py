@@ -119,6 +119,7 @@ def in_child(work: Callable[[Say], None], calls: Calls) -> tuple[int, list[str]]
                 work(lambda word: os.write(theirs, word.encode() + b"\n") and None)
             status = 0
         except BaseException:  # noqa: BLE001  this is the end of the process
+            calls.stand_still()
             traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(status)

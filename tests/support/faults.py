@@ -64,8 +64,11 @@ class Cut(Fault):
     def __init__(self, disk: Disk, seed: int) -> None:
         self._disk = disk
         self._seed = seed
+        self.off = threading.Event()
+        """The power is off, and what that does is being done."""
 
     def hit(self, kind: str, do: Do, half: Half) -> Any:
+        self.off.set()
         if half is not None:
             half()
         self._disk.cut(self._seed)
@@ -120,7 +123,13 @@ class Calls:
                 stack.enter_context(mock.patch.object(Index, name, self._around(getattr(Index, name))))
             yield self
 
+    def stand_still(self) -> None:
+        """Once the power is off, no other thread does or says anything, although it lives on until all losses are made."""
+        if isinstance(self._fault, Cut) and self._fault.off.is_set():
+            time.sleep(60)
+
     def _call(self, kind: str, do: Do, half: Half = None) -> Any:
+        self.stand_still()
         with self._lock:
             self.seen.append(kind)
             hit = self._when(len(self.seen), kind)
