@@ -155,9 +155,8 @@ class _Run:
                 f"{what} was saved, but {gone} volumes that it needs vanished from the repository or were cut short "
                 "meanwhile: find out who changes files there, then run this again, and `snapfs check`"
             )
-        with contextlib.suppress(
-            IndexBroken
-        ):  # a full disk, say: the snapshot is safe, and the next run looks at everything
+        # Where that cannot be noted (a full disk, say), the snapshot is safe all the same, and the next run looks at everything.
+        with contextlib.suppress(IndexBroken):
             self.repository.index.note_whole(
                 stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
             )

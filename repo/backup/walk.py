@@ -126,10 +126,8 @@ class Walker:
                 rules = self._excludes.directory(fd, path, names, rules)
                 if rules.keep_only is not None:
                     names = [name for name in names if name in rules.keep_only]
-            if named:
-                names = list(
-                    {*names, *named}
-                )  # one that is not there is an error, as any path that was named
+            if named:  # one that is not there is an error, as for any path that was named
+                names = list({*names, *named})
             self.reached = True
         names.sort()
         beside = EarlierDirectory(self._repository.blobs, earlier)
@@ -319,9 +317,8 @@ class Walker:
         self.changed |= below is not None and below.whole and raw is None
         self._add(level, node, raw, was)
         if node.is_file:
-            self._progress.advance(
-                1, st.st_size if action == "unchanged" else 0
-            )  # what was read has been told
+            # What was read has been told.
+            self._progress.advance(1, st.st_size if action == "unchanged" else 0)
         self._progress.item(path, action, node.size or 0)
 
     def _add(self, level: Level, node: Node, raw: bytes | None, was: list[Earlier]) -> None:

@@ -153,10 +153,8 @@ class SmallFiles:
             if batch.made is not None:
                 try:
                     failed = batch.made.result()
-                except (
-                    OverflowError,
-                    MemoryError,
-                ):  # a number that no system call takes: made with more care, and said
+                except (OverflowError, MemoryError):
+                    # A number that no system call takes: made one by one, and said.
                     failed = [1] * len(batch.entries)
             for (node, path), error in zip(batch.entries, failed, strict=True):
                 if error:
