@@ -8,7 +8,7 @@ above the snapshots; 1 is the root of the mount.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from snapfs.repo.model import Node
@@ -33,25 +33,34 @@ class Entry(NamedTuple):
         return self.inode >> RANK_BITS
 
 
+Run = Sequence[tuple[bytes, Entry]]
+"""Names and entries that stand one after the other in a directory."""
+
+
 class Directory:
     """One that is being listed.  Goes on where the last listing ended without finding its place again."""
 
-    def __init__(self, entry: Entry, entries: Callable[[int], Iterator[tuple[bytes, Entry]]]) -> None:
+    def __init__(self, entry: Entry, runs: Callable[[int], Iterator[Run]]) -> None:
+        """`runs(start)`: everything from the `start`-th entry on, in pieces none of which is empty."""
         self.entry = entry
-        self._entries = entries
-        self._running: Iterator[tuple[bytes, Entry]] = iter(())
-        self._next: tuple[bytes, Entry] | None = None
-        self._at = -1
+        self._runs = runs
+        self._running: Iterator[Run] = iter(())
+        self._run: Run = ()
+        self._first = -1
+        """Position of the first of `_run`; negative: nothing is known."""
 
-    def peek(self, ordinal: int) -> tuple[bytes, Entry] | None:
-        """(name, entry) at a position; None at the end.  Positions may be asked for in any order, ascending is quick."""
-        if ordinal != self._at:
-            try:
-                if ordinal != self._at + 1 or self._at < 0:
-                    self._running = self._entries(ordinal)
-                self._next = next(self._running, None)
-                self._at = ordinal
-            except BaseException:
-                self._at = -1
-                raise
-        return self._next
+    def run(self, ordinal: int) -> Run:
+        """The entries from a position on, as many as are at hand at once; empty at the end.  Positions may be asked for in
+        any order, ascending is quick."""
+        into = ordinal - self._first
+        if self._first >= 0 and 0 <= into < len(self._run):
+            return self._run[into:]
+        try:
+            if self._first < 0 or into != len(self._run):
+                self._running = self._runs(ordinal)
+            self._run = next(self._running, ())
+            self._first = ordinal
+        except BaseException:
+            self._first = -1
+            raise
+        return self._run

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from snapfs.fs.entry import ROOT, Directory, Entry, Stale
+from snapfs.fs.entry import ROOT, Directory, Entry, Run, Stale
 from snapfs.fs.layout import Folder, arrange
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Node, NodeType
@@ -18,6 +18,8 @@ from snapfs.repo.repository import Repository
 
 Path = tuple[bytes, ...]
 _RELOAD_SECONDS = 1.0
+_LOOK_SECONDS = 0.01
+"""Less than a backup needs to end after its snapshot is there: whoever waited for it sees it."""
 
 
 class Folders:
@@ -42,12 +44,19 @@ class Folders:
         """Of the folders and links; their inode is the position here plus ROOT."""
         self._inodes: dict[Path, int] = {(): ROOT}
         self._top = Folder()
+        self._entries: dict[int, Entry] = {}
+        """What was asked for since `_top` was arranged: `cp -a` through `latest` asks where it leads twice a file."""
         self._shown: Sequence[StoredSnapshot] | None = None
         self._reload_after = 0.0
+        self._look_after = 0.0
 
     def entry(self, inode: int) -> Entry:
-        path = self._path_of(inode)
-        return self._entry(path, self._at(path))
+        self._reload()
+        entry = self._entries.get(inode)
+        if entry is None:
+            path, entries = self._path_of(inode), self._entries
+            entry = entries[inode] = self._entry(path, self._at(path))
+        return entry
 
     def lookup(self, parent: int, name: bytes) -> Entry | None:
         path = self._path_of(parent)
@@ -62,9 +71,12 @@ class Folders:
         if not isinstance(folder, Folder):
             raise NotADirectoryError
         names = list(folder.entries.items())
-        return Directory(self._entry(path, folder), lambda start: (
-            (name, self._entry((*path, name), child)) for name, child in names[start:]
-        ))  # fmt: skip
+
+        def runs(start: int) -> Iterator[Run]:
+            if start < len(names):
+                yield [(name, self._entry((*path, name), child)) for name, child in names[start:]]
+
+        return Directory(self._entry(path, folder), runs)
 
     def _path_of(self, inode: int) -> Path:
         if not ROOT <= inode < ROOT + len(self._paths):
@@ -100,8 +112,12 @@ class Folders:
 
     def _reload(self) -> None:
         """See which snapshots there are now, if the folder of events looks different, and once a second in any case."""
+        now = time.monotonic()
+        if now < self._look_after:
+            return
         events = self._repository.events
-        if time.monotonic() < self._reload_after and not events.may_have_changed():
+        if now < self._reload_after and not events.may_have_changed():
+            self._look_after = now + _LOOK_SECONDS
             return
         self._must_not_wait()
         with self._reloading:
@@ -110,5 +126,6 @@ class Folders:
             shown = self._repository.snapshots()
             if shown is not self._shown:
                 self._top = arrange([s for s in shown if self._select is None or self._select(s)])
+                self._entries = {}
                 self._shown = shown
             self._reload_after = time.monotonic() + _RELOAD_SECONDS

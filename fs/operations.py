@@ -7,41 +7,27 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
-from snapfs.fs.answers import answering, without_names
+from snapfs.fs.ahead import OpenFile, ReadAhead
+from snapfs.fs.answers import answering
 from snapfs.fs.attributes import A_MOMENT, BLOCK, FOREVER, attributes, nothing
 from snapfs.fs.entry import Directory, Entry
 from snapfs.fs.links import HeldLinks
 from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import View
-from snapfs.repo.model import MiB, NodeType
+from snapfs.repo.model import NodeType
 
-log = logging.getLogger(__name__)
-
-_AHEAD = 2 * MiB
-_AHEAD_TASKS = 8
 _WORKERS = 8
 
 T = TypeVar("T")
-
-
-@dataclass
-class _OpenFile:
-    entry: Entry
-    next: int = 0
-    """Where the last read ended."""
-    ahead: int = 0
-    """Up to where content was asked for ahead of the reader."""
 
 
 class Snapfs(pyfuse3.Operations):
@@ -58,31 +44,30 @@ class Snapfs(pyfuse3.Operations):
         self._owner_root = owner_root
         self._links = HeldLinks()
         self._handles = itertools.count(1)
-        self._files: dict[int, _OpenFile] = {}
+        self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
-        self._nursery: trio.Nursery | None = None
+        self._read_ahead: ReadAhead | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
-        self._ahead = trio.CapacityLimiter(2)
         self._at_work = 0
 
     def start(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
+        self._read_ahead = ReadAhead(self._view, nursery)
         self._view.blobs.loop_thread = threading.get_ident()
 
     def busy(self) -> bool:
-        """Whether worker threads are on their way to an answer."""
+        """Whether worker threads are on their way to an answer.  Those that read ahead do not count: nobody waits for them."""
         return self._at_work > 0
 
     async def _ask(self, question: Callable[..., T], *args: Any) -> T:
         try:
             return question(*args)
         except NotAtHand:
-            return await self._in_thread(self._workers, question, *args)
+            return await self._in_thread(question, *args)
 
-    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[..., T], *args: Any) -> T:
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         self._at_work += 1
         try:
-            return await trio.to_thread.run_sync(work, *args, limiter=limiter)
+            return await trio.to_thread.run_sync(work, *args, limiter=self._workers)
         finally:
             self._at_work -= 1
 
@@ -117,7 +102,10 @@ class Snapfs(pyfuse3.Operations):
         return node.data or b""
 
     async def _entry(self, inode: int) -> Entry:
-        return await self._ask(self._view.entry, self._links.inode(inode))
+        try:
+            return self._view.entry(self._links.inode(inode))
+        except NotAtHand:
+            return await self._in_thread(self._view.entry, self._links.inode(inode))
 
     def _attributes(self, entry: Entry, shown: int, name_timeout: float) -> EntryAttributes:
         return attributes(entry, shown, name_timeout, self._owner_root)
@@ -172,21 +160,23 @@ class Snapfs(pyfuse3.Operations):
                 if start_id < position and not pyfuse3.readdir_reply(token, name, here, position):
                     return
         timeout = FOREVER if self._view.is_lasting(inode) else A_MOMENT
-        first = max(start_id - 2, 0)
-        for ordinal in itertools.count(first):
+        first = at = max(start_id - 2, 0)
+        while True:
             try:
-                found = await self._ask(directory.peek, ordinal)
+                run = await self._ask(directory.run, at)
             except Exception:
-                if ordinal > first:
+                if at > first:
                     return  # the kernel gets what there is, asks for more, and meets the error then
                 raise
-            if found is None:
+            if not run:
                 return
-            name, entry = found
-            shown = self._links.shown(entry)
-            if not pyfuse3.readdir_reply(token, name, self._attributes(entry, shown, timeout), ordinal + 3):
-                return
-            self._links.hold(shown, entry)
+            for name, entry in run:
+                shown = self._links.shown(entry)
+                answer = attributes(entry, shown, timeout, self._owner_root)
+                if not pyfuse3.readdir_reply(token, name, answer, at + 3):
+                    return
+                self._links.hold(shown, entry)
+                at += 1
 
     async def releasedir(self, fh: int) -> None:
         self._directories.pop(fh, None)
@@ -201,45 +191,20 @@ class Snapfs(pyfuse3.Operations):
         if not entry.node.is_file:
             raise FUSEError(errno.EINVAL)
         handle = next(self._handles)
-        self._files[handle] = _OpenFile(entry)
+        self._files[handle] = OpenFile(entry)
         return FileInfo(fh=handle, keep_cache=True)
 
     @answering
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        file = self._files[fh]
+        file, waited = self._files[fh], False
         node = file.entry.node
         try:
             data = self._view.read(node, off, size)
         except NotAtHand:
-            data = await self._in_thread(self._workers, self._view.read, node, off, size)
-            if off == 0 and len(data) == node.size:
-                self._in_background(self._view.load_after, file.entry.inode)
-        end = off + len(data)
-        if off == file.next and off:
-            self._read_ahead(file, end)
-        file.next = end
+            data, waited = await self._in_thread(self._view.read, node, off, size), True
+        if self._read_ahead is not None:
+            self._read_ahead.was_read(file, off, off + len(data), waited=waited)
         return data
-
-    def _read_ahead(self, file: _OpenFile, end: int) -> None:
-        """One who reads in sequence has the next content loaded by a worker in the meantime."""
-        file.ahead = max(file.ahead, end)
-        if file.ahead <= end + _AHEAD // 2 and file.ahead < (file.entry.node.size or 0):
-            start, file.ahead = file.ahead, end + _AHEAD
-            self._in_background(self._view.load, file.entry.node, start, file.ahead - start)
-
-    def _in_background(self, work: Callable[..., None], *args: Any) -> None:
-        if (
-            self._nursery is not None
-            and self._ahead.borrowed_tokens + self._ahead.statistics().tasks_waiting < _AHEAD_TASKS
-        ):
-            self._nursery.start_soon(self._load_ahead, work, *args)
-
-    async def _load_ahead(self, work: Callable[..., None], *args: Any) -> None:
-        try:
-            await self._in_thread(self._ahead, work, *args)
-        except Exception as error:  # noqa: BLE001
-            # The read that needs it will meet the same error and report it.
-            log.debug("read-ahead: %s", without_names(error))
 
     async def release(self, fh: int) -> None:
         self._files.pop(fh, None)

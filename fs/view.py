@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
-from snapfs.fs.entry import RANK_BITS, ROOT, Directory, Entry, Stale
+from snapfs.fs.entry import RANK_BITS, ROOT, Directory, Entry, Run, Stale
 from snapfs.fs.folders import Folders, Path
 from snapfs.fs.patience import PatientBlobs
 from snapfs.repo.blobs import BlobReader
@@ -25,7 +25,7 @@ from snapfs.repo.trees import Trees, nodes_of
 TREE_LIMIT = 1 << 21
 """Snapshots entered by one mount, at most: inode numbers stay below 2**61."""
 _NODES = 16384
-_STEPS = (4, 8, 16, 32, 64)
+_STEPS = (4, 8, 12, 16, 24, 32, 48, 64)
 
 
 class View:
@@ -66,7 +66,7 @@ class View:
                 self._nodes.move_to_end(inode)
         if node is None:
             node = self._find(inode)
-            self._remember(inode, node)
+            self._remember((Entry(inode, node, True),))
         return Entry(inode, node, True)
 
     def is_lasting(self, inode: int) -> bool:
@@ -92,15 +92,25 @@ class View:
             raise NotADirectoryError
         return Directory(entry, lambda start: self._children(entry, start))
 
-    def _children(self, directory: Entry, start: int) -> Iterator[tuple[bytes, Entry]]:
-        for found in self._trees.entries(directory.node, start):
-            yield found.entry.name, self._child(directory, found)
+    def _children(self, directory: Entry, start: int) -> Iterator[Run]:
+        tree, rank = self._split(directory.inode)
+        base = tree << RANK_BITS
+        for run in self._trees.runs(directory.node, start):
+            first, nodes = run.first, run.page.nodes
+            _check_ranks(directory.node, rank, run.nodes_before + nodes[-1])
+            before = base + rank + 1 + run.nodes_before
+            entries = [
+                Entry(before + count, node, True)
+                for count, node in zip(nodes[first:], run.entries[first:], strict=False)
+            ]
+            self._remember(entries)
+            yield [(entry.node.name, entry) for entry in entries]
 
     def _child(self, directory: Entry, found: Found[Node]) -> Entry:
         tree, rank = self._split(directory.inode)
-        inode = tree << RANK_BITS | _child_rank(directory.node, rank, found)
-        self._remember(inode, found.entry)
-        return Entry(inode, found.entry, True)
+        entry = Entry(tree << RANK_BITS | _child_rank(directory.node, rank, found), found.entry, True)
+        self._remember((entry,))
+        return entry
 
     def _split(self, inode: int) -> tuple[int, int]:
         return (1, 0) if inode == ROOT else (inode >> RANK_BITS, inode & ((1 << RANK_BITS) - 1))
@@ -117,11 +127,13 @@ class View:
             node, at = found.entry, _child_rank(node, at, found)
         return node
 
-    def _remember(self, inode: int, node: Node) -> None:
+    def _remember(self, entries: Iterable[Entry]) -> None:
         with self._lock:
-            self._nodes[inode] = node
-            if len(self._nodes) > _NODES:
-                self._nodes.popitem(last=False)
+            nodes = self._nodes
+            for inode, node, _ in entries:
+                nodes[inode] = node
+            while len(nodes) > _NODES:
+                nodes.popitem(last=False)
 
     def _enter(self, folder: Path, snapshot: StoredSnapshot) -> Entry:
         """The root of a snapshot.  One number for each folder it is shown in, so that no directory has two parents."""
@@ -149,17 +161,21 @@ class View:
             if span.id is not None and not self.blobs.at_hand(span.id, Kind.CONTENT):
                 self.blobs.get(span.id, Kind.CONTENT)
 
-    def load_after(self, inode: int) -> None:
-        """Have the next small files at hand: those that come after one in a walk were joined in the same order."""
+    def load_after(self, inode: int) -> int | None:
+        """Have the next small files at hand: those that come after one in a walk were joined in the same order.
+
+        Returns the inode from which on to look for the next, None after the last.
+        """
         for step in _STEPS:
             try:
                 node = self.entry(inode + step).node
             except Stale:
-                return
+                return None
             first = node.blobs[0][0] if node.is_file and node.blobs else None
             if first is not None and not self.blobs.at_hand(BlobId(first), Kind.CONTENT):
                 self.blobs.get(BlobId(first), Kind.CONTENT)
-                return
+                break
+        return inode + step
 
     def xattr(self, node: Node, name: bytes) -> bytes | None:
         for attribute in node.xattrs or ():
@@ -179,8 +195,13 @@ class View:
 
 
 def _child_rank(directory: Node, rank: int, found: Found[Node]) -> int:
-    """The rank of an entry.  Raises Damaged unless it and all below it fit into what its directory says is below."""
-    below = directory.below.nodes if directory.below is not None else 0
-    if not 0 <= found.nodes_before <= below - nodes_of(found.entry) or rank + below >= 1 << RANK_BITS:
-        raise Damaged("a directory's sums contradict one another", "directory")
+    """The rank of an entry."""
+    _check_ranks(directory, rank, found.nodes_before + nodes_of(found.entry))
     return rank + 1 + found.nodes_before
+
+
+def _check_ranks(directory: Node, rank: int, nodes: int) -> None:
+    """Raise Damaged unless so many nodes fit into what their directory says is below it."""
+    below = directory.below.nodes if directory.below is not None else 0
+    if nodes > below or rank + below >= 1 << RANK_BITS:
+        raise Damaged("a directory's sums contradict one another", "directory")

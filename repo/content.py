@@ -16,8 +16,14 @@ from snapfs.repo.format import records
 from snapfs.repo.model import BlobId, Extent, Holes, Kind, Node
 from snapfs.repo.pages import Leaf, PageReader, PageWriter, Put, Sums
 
-_EXTENTS = Leaf(records.decode_extent, None, lambda _: 0, lambda e: e[1])
-_HOLES = Leaf(records.decode_hole, None, lambda _: 0, lambda h: h[1])
+_EXTENTS = Leaf(
+    lambda raws, where: [records.decode_extent(raw, where) for raw in raws],
+    lambda _: [], lambda extents: [0] * len(extents), lambda extents: [length for _, length in extents],
+)  # fmt: skip
+_HOLES = Leaf(
+    lambda raws, where: [records.decode_hole(raw, where) for raw in raws],
+    lambda _: [], lambda holes: [0] * len(holes), lambda holes: [length for _, length in holes],
+)  # fmt: skip
 
 
 class Span(NamedTuple):

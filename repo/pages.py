@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from operator import ge
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -141,12 +142,14 @@ class Page(Generic[T]):
 
 
 class Leaf(NamedTuple, Generic[T]):
-    """How one kind of leaf entry is decoded, and what it counts for."""
+    """How one kind of leaf entry is decoded, and what it counts for.  All for the entries of a page at once: these are the
+    innermost loops of listing a mount."""
 
-    decode: Callable[[msgspec.Raw, str], T]
-    name: Callable[[T], bytes] | None
-    nodes: Callable[[T], int]
-    bytes: Callable[[T], int]
+    decode: Callable[[Sequence[msgspec.Raw], str], list[T]]
+    names: Callable[[list[T]], list[bytes]]
+    """Ascending; none at all where entries have no names."""
+    nodes: Callable[[list[T]], list[int]]
+    bytes: Callable[[list[T]], list[int]]
 
 
 class Found(NamedTuple, Generic[T]):
@@ -156,6 +159,17 @@ class Found(NamedTuple, Generic[T]):
     nodes_before: int
     bytes_before: int
     entry: T
+
+
+class Run(NamedTuple, Generic[T]):
+    """The leaf entries of one page from the `first`-th on, and what stands before the page in the sequence."""
+
+    first: int
+    ordinal: int
+    nodes_before: int
+    bytes_before: int
+    entries: Sequence[T]
+    page: Page[T]
 
 
 class PageReader(Generic[T]):
@@ -171,20 +185,29 @@ class PageReader(Generic[T]):
 
     def iterate(self, root: BlobId | bytes, start: int = 0) -> Iterator[Found[T]]:
         """The entries from the `start`-th on.  Raises Damaged where names do not ascend."""
+        for run in self.runs(root, start):
+            ordinal, nodes, size = run.ordinal, run.nodes_before, run.bytes_before
+            page = run.page
+            for i in range(run.first, len(run.entries)):
+                yield Found(ordinal + i, nodes + page.nodes[i], size + page.bytes[i], run.entries[i])
+
+    def runs(self, root: BlobId | bytes, start: int = 0) -> Iterator[Run[T]]:
+        """The same entries, as many at once as stand in one page."""
         last: bytes | None = None
-        for found in self._iterate(*self.page(root), start, 0, 0, 0):
-            if self._leaf.name is not None:
-                name = self._leaf.name(found.entry)
-                if last is not None and name <= last:
-                    raise Damaged(f"entry {name!r} is out of order or twice there", "directory")
-                last = name
-            yield found
+        for run in self._runs(*self.page(root), start, 0, 0, 0):
+            names = run.page.names
+            if names:
+                if last is not None and names[0] <= last:
+                    raise _disorder(names[0])
+                last = names[-1]
+            yield run
 
     def by_name(self, root: BlobId | bytes, name: bytes) -> Found[T] | None:
-        found = self._descend(root, lambda page: bisect_right(page.names, name) - 1)
-        return (
-            found if found is not None and self._leaf.name and self._leaf.name(found.entry) == name else None
-        )
+        def choose(page: Page[T]) -> int:
+            i = bisect_right(page.names, name) - 1
+            return i if i < 0 or page.leaves is None or page.names[i] == name else -1
+
+        return self._descend(root, choose)
 
     def by_node(self, root: BlobId | bytes, number: int) -> Found[T] | None:
         """The entry that is, or holds below it, the `number`-th node of the sequence."""
@@ -224,10 +247,13 @@ class PageReader(Generic[T]):
                 _running([b.nodes for b in branches]), _running([b.size for b in branches]),
             )  # fmt: skip
         leaf = self._leaf
-        leaves = [leaf.decode(raw, where) for raw in page.entries]
+        leaves = leaf.decode(page.entries, where)
+        names = leaf.names(leaves)
+        if any(map(ge, names, names[1:])):
+            raise _disorder(next(name for last, name in pairwise(names) if name <= last))
         return 0, Page(
-            leaves, None, [leaf.name(e) for e in leaves] if leaf.name else [], list(range(len(leaves) + 1)),
-            _running([leaf.nodes(e) for e in leaves]), _running([leaf.bytes(e) for e in leaves]),
+            leaves, None, names, list(range(len(leaves) + 1)),
+            _running(leaf.nodes(leaves)), _running(leaf.bytes(leaves)),
         )  # fmt: skip
 
     def _below(self, level: int, branch: Branch) -> tuple[int, Page[T]]:
@@ -238,18 +264,18 @@ class PageReader(Generic[T]):
             raise Damaged(f"page {branch.id.hex()[:16]} does not add up to what is said of it", "tree")
         return below
 
-    def _iterate(
+    def _runs(
         self, level: int, page: Page[T], start: int, ordinal: int, nodes: int, size: int
-    ) -> Iterator[Found[T]]:
+    ) -> Iterator[Run[T]]:
         first = max(bisect_right(page.entries, start - ordinal) - 1, 0) if start > ordinal else 0
         if page.leaves is not None:
-            for i in range(first, len(page.leaves)):
-                yield Found(ordinal + i, nodes + page.nodes[i], size + page.bytes[i], page.leaves[i])
+            if first < len(page.leaves):
+                yield Run(first, ordinal, nodes, size, page.leaves, page)
             return
         assert page.branches is not None
         for i in range(first, len(page.branches)):
             below = self._below(level, page.branches[i])
-            yield from self._iterate(
+            yield from self._runs(
                 *below, start, ordinal + page.entries[i], nodes + page.nodes[i], size + page.bytes[i]
             )
 
@@ -285,3 +311,7 @@ class PageReader(Generic[T]):
 
 def _running(counts: list[int]) -> list[int]:
     return list(accumulate(counts, initial=0))
+
+
+def _disorder(name: bytes) -> Damaged:
+    return Damaged(f"entry {name!r} is out of order or twice there", "directory")

@@ -11,7 +11,7 @@ from snapfs.repo.blobs import BlobReader
 from snapfs.repo.errors import SnapshotNotFound
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, Kind, Node
-from snapfs.repo.pages import Found, Leaf, PageReader, PageWriter, Put, Sums
+from snapfs.repo.pages import Found, Leaf, PageReader, PageWriter, Put, Run, Sums
 
 
 def nodes_of(node: Node) -> int:
@@ -26,7 +26,10 @@ def files_of(node: Node) -> int:
     return node.below.files if node.below is not None else int(node.is_file)
 
 
-LEAF = Leaf(records.decode_node, lambda node: node.name, nodes_of, bytes_of)
+LEAF = Leaf(
+    records.decode_nodes, lambda nodes: [node.name for node in nodes],
+    lambda nodes: [nodes_of(node) for node in nodes], lambda nodes: [bytes_of(node) for node in nodes],
+)  # fmt: skip
 
 
 class DirectoryWriter:
@@ -68,6 +71,10 @@ class Trees:
     def entries(self, node: Node, start: int = 0) -> Iterator[Found[Node]]:
         """The entries from the `start`-th on, in ascending order of raw names."""
         return iter(()) if node.root is None else self._pages.iterate(node.root, start)
+
+    def runs(self, node: Node, start: int = 0) -> Iterator[Run[Node]]:
+        """The same, as many at once as come in one piece."""
+        return iter(()) if node.root is None else self._pages.runs(node.root, start)
 
     def children(self, node: Node) -> Iterator[Node]:
         return (found.entry for found in self.entries(node))

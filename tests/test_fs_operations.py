@@ -48,7 +48,7 @@ def ask(error: BaseException, request: str) -> int:
     """The errno that a request is answered with when everything below fails."""
     operations = Snapfs(failing(error))
     operations._files[1] = SimpleNamespace(entry=FILE, next=0, ahead=0)  # type: ignore[assignment]
-    operations._directories[1] = SimpleNamespace(entry=FILE, peek=failing(error).entry)  # type: ignore[assignment]
+    operations._directories[1] = SimpleNamespace(entry=FILE, run=failing(error).entry)  # type: ignore[assignment]
     arguments = (1, 2, None) if request == "readdir" else REQUESTS[request]
 
     async def handle() -> int:

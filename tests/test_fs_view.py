@@ -60,10 +60,11 @@ def source_of(repository: Repository, home: Path) -> Node:
 
 def listing(view: View, inode: int, start: int = 0) -> dict[bytes, Entry]:
     directory, found = view.directory(inode), {}
-    while (item := directory.peek(start)) is not None:
-        assert item[0] not in found
-        found[item[0]] = item[1]
-        start += 1
+    while run := directory.run(start):
+        for name, entry in run:
+            assert name not in found
+            found[name] = entry
+        start += len(run)
     return found
 
 
@@ -152,12 +153,12 @@ def test_snapshots_appear_and_disappear_while_mounted(tmp_path: Path) -> None:
         before = listing(view, at(view, b"ids").inode)
         (tmp_path / "source/new").touch()
         second = repositories.snapshot(tmp_path, tmp_path / "source")
-        view._folders._reload_after = 0
+        view._folders._reload_after = view._folders._look_after = 0
         after = listing(view, at(view, b"ids").inode)
         assert list(after) == [first.short.encode(), second.short.encode()]
         assert after[first.short.encode()] == before[first.short.encode()]
         repository.events.forget([first.id])
-        view._folders._reload_after = 0
+        view._folders._reload_after = view._folders._look_after = 0
         assert list(listing(view, at(view, b"ids").inode)) == [second.short.encode()]
 
 
@@ -216,8 +217,9 @@ def test_listing_goes_on_from_any_position(repository: Repository, home: Path) -
     assert names == [b"%04d" % i for i in range(700)]
     directory = view.directory(inode)
     for ordinal in (699, 0, 1, 2, 350, 351, 5, 700, 9999, 700, 699):
-        found = directory.peek(ordinal)
-        assert (found and found[0]) == (names[ordinal] if ordinal < 700 else None)
+        run = directory.run(ordinal)
+        assert [name for name, _ in run] == names[ordinal : ordinal + len(run)]
+        assert bool(run) == (ordinal < 700)
     with pytest.raises(NotADirectoryError):
         view.directory(at(view, b"large").inode)
     assert view.lookup(at(view, b"large").inode, b"x") is None
@@ -235,7 +237,7 @@ def test_the_loop_never_waits(repository: Repository, home: Path) -> None:
         thread.start()
         thread.join()
 
-    for question in (lambda: view.lookup(ROOT, b"large"), lambda: view.directory(ROOT).peek(3)):
+    for question in (lambda: view.lookup(ROOT, b"large"), lambda: view.directory(ROOT).run(3)):
         view._trees._pages._pages.clear()
         repository.blobs.frames.clear()
         with pytest.raises(NotAtHand):
