@@ -49,7 +49,7 @@ class ReadAhead:
         node = file.entry.node
         if offset == 0 and end == node.size:
             if waited or (self._turns and self._is_turn(file.entry.inode)):
-                self._start(self._small, file.entry.inode)
+                self._start(self._view.load_after, file.entry.inode)
         elif offset == file.next and offset:
             file.ahead = max(file.ahead, end)
             if file.ahead <= end + _AHEAD // 2 and file.ahead < (node.size or 0):
@@ -64,17 +64,15 @@ class ReadAhead:
                 return True
         return False
 
-    def _small(self, inode: int) -> None:
-        reached = self._view.load_after(inode)
-        if reached is not None:
-            self._turns.append(reached)
-
-    def _start(self, work: Callable[..., None], *args: Any) -> None:
+    def _start(self, work: Callable[..., int | None], *args: Any) -> None:
         if self._limiter.borrowed_tokens + self._limiter.statistics().tasks_waiting < _TASKS:
             self._nursery.start_soon(self._run, work, *args)
 
-    async def _run(self, work: Callable[..., None], *args: Any) -> None:
+    async def _run(self, work: Callable[..., int | None], *args: Any) -> None:
         try:
-            await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+            turn = await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
         except Exception as error:  # noqa: BLE001
             log.debug("read-ahead: %s", without_names(error))
+        else:
+            if turn is not None:
+                self._turns.append(turn)

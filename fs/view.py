@@ -25,7 +25,7 @@ from snapfs.repo.trees import Trees, nodes_of
 TREE_LIMIT = 1 << 21
 """Snapshots entered by one mount, at most: inode numbers stay below 2**61."""
 _NODES = 16384
-_STEPS = (4, 8, 12, 16, 24, 32, 48, 64)
+_STEPS = (1, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
 class View:
@@ -166,16 +166,18 @@ class View:
 
         Returns the inode from which on to look for the next, None after the last.
         """
+        reached = None
         for step in _STEPS:
             try:
                 node = self.entry(inode + step).node
             except Stale:
-                return None
+                break
+            reached = inode + step
             first = node.blobs[0][0] if node.is_file and node.blobs else None
             if first is not None and not self.blobs.at_hand(BlobId(first), Kind.CONTENT):
                 self.blobs.get(BlobId(first), Kind.CONTENT)
                 break
-        return inode + step
+        return reached
 
     def xattr(self, node: Node, name: bytes) -> bytes | None:
         for attribute in node.xattrs or ():

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-import trio.testing
 
 from snapfs.fs.ahead import OpenFile, ReadAhead
 from snapfs.fs.entry import ROOT, Entry
@@ -53,8 +52,7 @@ async def reads(view: View, ahead: ReadAhead, file: OpenFile, offset: int, size:
     except NotAtHand:
         data, waited = await trio.to_thread.run_sync(view.read, node, offset, size), True
     ahead.was_read(file, offset, offset + len(data), waited=waited)
-    await trio.testing.wait_all_tasks_blocked()
-    while ahead._limiter.borrowed_tokens:
+    while ahead._nursery.child_tasks:
         await trio.sleep(0.001)
     return data, waited
 
