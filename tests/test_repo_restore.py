@@ -11,6 +11,7 @@ import os
 import pwd
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -721,6 +722,33 @@ def test_an_interrupted_restore_leaves_no_part_of_a_file(case: Case, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         case.restore()
     assert os.listdir(case.target) == []
+
+
+def test_an_interrupted_restore_leaves_what_it_completed_as_it_was(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcde":
+        (case.source / name).mkdir(mode=0o750)
+        (case.source / name / "f").write_bytes(b"content")
+        os.utime(case.source / name, ns=(5, 5))
+    (case.source / "z").write_bytes(pattern(300_000))
+    real = small_module.make_files
+
+    def slow(*args: Any) -> list[int]:
+        time.sleep(0.05)
+        return real(*args)
+
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(small_module, "make_files", slow)
+    monkeypatch.setattr(os, "pwrite", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        case.restore()
+    for name in "abcde":
+        found, wanted = os.stat(case.target / name), os.stat(case.source / name)
+        assert (found.st_mode, found.st_mtime_ns) == (wanted.st_mode, wanted.st_mtime_ns)
+        assert (case.target / name / "f").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("failing", ["all", "some", "none"])

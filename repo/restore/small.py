@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 
+from snapfs.repo.errors import RepositoryError
 from snapfs.repo.model import KiB, MiB, Node
 from snapfs.repo.restore._making import make_files
 from snapfs.repo.restore.ahead import Ahead
@@ -113,8 +114,12 @@ class SmallFiles:
             self._reap()
 
     def give_up(self) -> None:
-        """After an error that ends the restore: nothing is at work any more."""
+        """After whatever ends the restore early: nothing is at work any more, and directories that are complete look it."""
         wait([batch.made for batch in self._running if batch.made is not None])
+        for batch in self._running:
+            if batch.finish is not None:
+                with contextlib.suppress(OSError, RepositoryError):  # the first error is the one to tell
+                    batch.finish(batch.folder)
         for batch in (*self._running, *(() if self._open is None else (self._open,))):
             _close(batch.folder)
         self._running.clear()
