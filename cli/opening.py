@@ -22,6 +22,9 @@ from snapfs.repo.select import NO_FILTER, Filter, find, parse_spec
 
 _REMOTE = re.compile(r"(s3|sftp|ssh|rest|https?|b2|azure|gs|swift|rclone):", re.IGNORECASE)
 _TRIES = 3
+_SWITCH_SECONDS = 0.001
+"""How long a thread may wait for the interpreter's lock before it asks for it (Python's own: 0.005).  The thread that walks a
+source, or answers the kernel, gives it up at every system call and every hash, and wants it back from workers at once."""
 
 
 def place(settings: Settings) -> str:
@@ -54,6 +57,7 @@ def open_repository(settings: Settings, progress: Progress) -> Repository:
     """Open it, with up to three tries where the password is typed."""
     prepare_log(settings.json)
     keep_memory()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     where = place(settings)
 
     def attempt(password: bytes) -> Repository:
