@@ -8,7 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from bench import corpora, report
+from bench import corpora, limits, report
 from bench.rounds import one_round
 from bench.tools import TOOLS
 
@@ -36,6 +36,7 @@ def main() -> None:
     for name in options.corpora.split(","):
         source, later = folder / name, folder / "edited" if name == "image" else None
         rounds: report.Rounds = {tool.name: [] for tool in tools}
+        plain = []
         for number in range(options.rounds):
             for tool in tools:
                 _warm(source)
@@ -43,7 +44,10 @@ def main() -> None:
                 rounds[tool.name].append(
                     one_round(TOOLS[tool.name](work), source, later, work, verify=number == 0)
                 )
-        text = report.table(rounds, versions)
+            if name == "tree":
+                _warm(source)
+                plain.append(limits.limits(source, work))
+        text = report.table(rounds, versions) + (limits.table(rounds, plain) if plain else "")
         if options.print:
             print(text)
         else:

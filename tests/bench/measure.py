@@ -102,10 +102,10 @@ class Daemon:
         )
         self._peak = _Peak(self._process.pid)
 
-    def wait_for(self, folder: Path) -> None:
-        while not folder.is_dir():
+    def wait_until_mounted(self, top: Path) -> None:
+        while not os.path.ismount(top):
             if self._process.poll() is not None or time.perf_counter() - self._begun > 300:
-                raise SystemExit(f"{folder} was not mounted")
+                raise SystemExit(f"{top} was not mounted")
             time.sleep(0.005)
 
     def since_start(self) -> Cost:

@@ -49,11 +49,8 @@ def table(rounds: Rounds, versions: dict[str, str]) -> str:
         least, most = min(walls[ours]), max(walls[ours])
         row = [words, _s(statistics.median(walls[ours])), f"{_s(least)}-{_s(most)}"]
         row += [_s(statistics.median(c.cpu for c in mine)), f"{max(c.memory for c in mine) / 2**20:.0f}"]
-        row += [_s(statistics.median(walls[p])) for p in peers]
-        row += [
-            f"{statistics.median(b / a for a, b in zip(walls[ours], walls[p], strict=True)):.2f}"
-            for p in peers
-        ]
+        row += [_s(statistics.median(walls[p])) if walls[p] else "" for p in peers]
+        row += [_ratio(walls[ours], walls[p]) for p in peers]
         lines.append("| " + " | ".join(row) + " |")
     sizes = {tool: statistics.median(float(one["size"]) for one in found) for tool, found in rounds.items()}  # type: ignore[arg-type]
     row = [
@@ -76,6 +73,12 @@ def put_into(page: Path, name: str, text: str) -> None:
     if not (found and ended):
         raise SystemExit(f"{page}: no place marked {begin} ... {end}")
     page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> str:
+    if not theirs:
+        return ""
+    return f"{statistics.median(b / a for a, b in zip(ours, theirs, strict=True)):.2f}"
 
 
 def _s(seconds: float) -> str:

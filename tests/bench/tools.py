@@ -46,9 +46,16 @@ class Tool:
     def check(self) -> list[str]:
         raise NotImplementedError
 
-    def mount(self, top: Path) -> list[str]:
+    def mount(self, top: Path, source: Path) -> list[str]:
         """Stays in the foreground."""
         raise NotImplementedError
+
+    mounts_one = False
+    """What `mount` shows is one snapshot."""
+
+    def mount_one(self, top: Path, source: Path) -> list[str] | None:
+        """Mounts the newest backup of a source alone, at `top`; None where that is no other thing, or cannot be."""
+        return None
 
     def mounted(self, top: Path, source: Path) -> Path:
         """Where the newest backup of a source is seen."""
@@ -74,8 +81,11 @@ class Snapfs(Tool):
     def check(self) -> list[str]:
         return self.command("check", "--read-data")
 
-    def mount(self, top: Path) -> list[str]:
+    def mount(self, top: Path, source: Path) -> list[str]:
         return self.command("mount", "--foreground", top)
+
+    def mount_one(self, top: Path, source: Path) -> list[str] | None:
+        return self.command("mount", "--foreground", top, f"latest:{source}")
 
     def mounted(self, top: Path, source: Path) -> Path:
         return top / "snapshots/latest" / source.relative_to("/")
@@ -91,12 +101,16 @@ class Restic(Snapfs):
     def version(self) -> list[str]:
         return self.command("version")
 
-    def mount(self, top: Path) -> list[str]:
+    def mount(self, top: Path, source: Path) -> list[str]:
         return self.command("mount", top)
+
+    def mount_one(self, top: Path, source: Path) -> list[str] | None:
+        return None
 
 
 class Borg(Tool):
     name = "borg"
+    mounts_one = True
 
     def __init__(self, work: Path) -> None:
         super().__init__(work)
@@ -119,7 +133,7 @@ class Borg(Tool):
     def check(self) -> list[str]:
         return self.command("check", "--verify-data")
 
-    def mount(self, top: Path) -> list[str]:
+    def mount(self, top: Path, source: Path) -> list[str]:
         return self.command("mount", "-f", f"::{self._archives}", top)
 
     def mounted(self, top: Path, source: Path) -> Path:
