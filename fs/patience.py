@@ -35,8 +35,8 @@ class PatientBlobs:
         if threading.get_ident() == self.loop_thread:
             raise NotAtHand
 
-    def at_hand(self, blob: BlobId, kind: Kind) -> bool:
-        return blob in self._kept or self._blobs.cached(blob, kind) is not None
+    def at_hand(self, blob: BlobId) -> bool:
+        return blob in self._kept or self._blobs.is_open(blob)
 
     def get(self, blob: BlobId, kind: Kind) -> bytes:
         """The plaintext of a blob.  Raises NotAtHand, BlobMissing, Damaged, StorageError."""

@@ -158,7 +158,7 @@ class View:
     def load(self, node: Node, offset: int, size: int) -> None:
         """Have a part of a file at hand for a later read."""
         for span in self._contents.spans(node, offset, size):
-            if span.id is not None and not self.blobs.at_hand(span.id, Kind.CONTENT):
+            if span.id is not None and not self.blobs.at_hand(span.id):
                 self.blobs.get(span.id, Kind.CONTENT)
 
     def load_after(self, inode: int) -> int | None:
@@ -174,7 +174,7 @@ class View:
                 break
             reached = inode + step
             first = node.blobs[0][0] if node.is_file and node.blobs else None
-            if first is not None and not self.blobs.at_hand(BlobId(first), Kind.CONTENT):
+            if first is not None and not self.blobs.at_hand(BlobId(first)):
                 self.blobs.get(BlobId(first), Kind.CONTENT)
                 break
         return reached

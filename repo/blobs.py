@@ -38,6 +38,9 @@ class FrameCache:
         self._coming: dict[_FrameKey, Future[bytes]] = {}
         self._lock = threading.Lock()
 
+    def __contains__(self, key: _FrameKey) -> bool:
+        return key in self._frames
+
     def peek(self, key: _FrameKey) -> bytes | None:
         with self._lock:
             frame = self._frames.get(key)
@@ -122,6 +125,14 @@ class BlobReader:
             return None
         data = frame[location.offset : location.offset + location.length]
         return data if keyed_hash(self._keys[kind], data) == blob else None
+
+    def is_open(self, blob: BlobId) -> bool:
+        """Whether its frame is open already, so that cached() has a chance.  Quick: nothing is compared with the id."""
+        try:
+            location = self._index.get(blob)
+        except IndexBroken:
+            return False
+        return location is not None and (location.volume, location.frame) in self.frames
 
     def _try_copies(self, blob: BlobId, kind: Kind) -> bytes:
         problem: RepositoryError | None = None
