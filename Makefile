@@ -10,6 +10,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# As pip does for what it copies: without it every start compiles the whole program where Python may not write here.
+COMPILE = $(BIN)/python -m compileall -q fs repo cli src/snapfs/__init__.py
 INSTALLED_FROM := pyproject.toml setup.py $(wildcard repo/*/_*.pyx) src/snapfs/__init__.py
 export PYTHON
 
@@ -49,8 +51,10 @@ system:
 
 .venv/.installed: $(INSTALLED_FROM) .venv/bin/python
 	@.ci/step "installing snapfs and what it needs into .venv" $(PIP) install -e .
+	@$(COMPILE)
 	@touch $@
 
 .venv/.dev: $(INSTALLED_FROM) .venv/bin/python
 	@.ci/step "installing snapfs, what it needs and the tools for its tests into .venv" $(PIP) install -e '.[dev]'
+	@$(COMPILE)
 	@touch .venv/.installed $@
