@@ -42,6 +42,8 @@ class _OpenFile:
     """Where the last read ended."""
     ahead: int = 0
     """Up to where content was asked for ahead of the reader."""
+    in_sequence: bool = False
+    """Whether it was ever read on from where a read had ended."""
 
 
 class Snapfs(pyfuse3.Operations):
@@ -59,6 +61,8 @@ class Snapfs(pyfuse3.Operations):
         self._links = HeldLinks()
         self._handles = itertools.count(1)
         self._files: dict[int, _OpenFile] = {}
+        self._in_sequence = 0
+        """How many of them are read in sequence."""
         self._directories: dict[int, Directory] = {}
         self._nursery: trio.Nursery | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
@@ -216,7 +220,14 @@ class Snapfs(pyfuse3.Operations):
                 self._in_background(self._view.load_after, file.entry.inode)
         end = off + len(data)
         if off == file.next and off:
-            self._read_ahead(file, end)
+            if not file.in_sequence:
+                file.in_sequence = True
+                self._in_sequence += 1
+            # Where so many read in sequence that what they have in hand fills the memory, nobody's next content may push it out.
+            if 2 * _AHEAD * self._in_sequence <= self._view.blobs.limit:
+                self._read_ahead(file, end)
+            else:
+                self._view.passed(node, off, size)
         file.next = end
         return data
 
@@ -242,7 +253,8 @@ class Snapfs(pyfuse3.Operations):
             log.debug("read-ahead: %s", without_names(error))
 
     async def release(self, fh: int) -> None:
-        self._files.pop(fh, None)
+        file = self._files.pop(fh, None)
+        self._in_sequence -= file is not None and file.in_sequence
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # the kernel then never asks again
