@@ -2,6 +2,7 @@
 # make demo     the main job on a folder of yours: make demo SRC=~/Documents (without SRC: this folder)
 # make lint     the checks that run nothing        make format   put the code in shape
 # make bench    snapfs beside restic and borg, as far as they are on PATH, into docs/benchmarks.md (an hour, 20 GB)
+# make bench-scale   what large repositories cost, and large directories and files, into the same page (an hour, 30 GB)
 # make clean    away with all that make made
 #
 # Each sets up first what it needs and what is not there yet: system packages, .venv, the install.
@@ -15,7 +16,7 @@ COMPILE = $(BIN)/python -m compileall -q fs repo cli src/snapfs/__init__.py
 INSTALLED_FROM := pyproject.toml setup.py $(wildcard repo/*/_*.pyx) src/snapfs/__init__.py
 export PYTHON
 
-.PHONY: test demo bench lint format clean system
+.PHONY: test demo bench bench-scale lint format clean system
 
 test: lint
 	@echo "-- tests"
@@ -37,6 +38,9 @@ demo: .venv/.installed
 
 bench: .venv/.dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-scale: .venv/.dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python -m bench.scale $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .make build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -24,7 +24,7 @@ _NEAR = 64
 class OpenFile:
     """A file that is open, and how far its reader has come."""
 
-    __slots__ = ("ahead", "entry", "next")
+    __slots__ = ("ahead", "entry", "in_sequence", "next")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -32,6 +32,8 @@ class OpenFile:
         """Where the last read ended."""
         self.ahead = 0
         """Up to where content was asked for ahead of the reader."""
+        self.in_sequence = False
+        """Whether it was ever read on from where a read had ended."""
 
 
 class ReadAhead:
@@ -41,6 +43,8 @@ class ReadAhead:
         self._view = view
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(2)
+        self._in_sequence = 0
+        """How many open files are read in sequence."""
         self._turns: deque[int] = deque(maxlen=_TASKS)
         """Inodes of small files whose content was loaded ahead: who comes there has the next ones loaded."""
 
@@ -51,11 +55,25 @@ class ReadAhead:
             if waited or (self._turns and self._is_turn(file.entry.inode)):
                 self._start(self._view.load_after, file.entry.inode)
         elif offset == file.next and offset:
-            file.ahead = max(file.ahead, end)
-            if file.ahead <= end + _AHEAD // 2 and file.ahead < (node.size or 0):
-                start, file.ahead = file.ahead, end + _AHEAD
-                self._start(self._view.load, node, start, file.ahead - start)
+            self._large(file, offset, end)
         file.next = end
+
+    def closed(self, file: OpenFile) -> None:
+        self._in_sequence -= file.in_sequence
+
+    def _large(self, file: OpenFile, offset: int, end: int) -> None:
+        node = file.entry.node
+        if not file.in_sequence:
+            file.in_sequence = True
+            self._in_sequence += 1
+        # Where so many read in sequence that what they have in hand fills the memory, nobody's next content may push it out.
+        if 2 * _AHEAD * self._in_sequence > self._view.blobs.limit:
+            self._view.passed(node, offset, end - offset)
+            return
+        file.ahead = max(file.ahead, end)
+        if file.ahead <= end + _AHEAD // 2 and file.ahead < (node.size or 0):
+            start, file.ahead = file.ahead, end + _AHEAD
+            self._start(self._view.load, node, start, file.ahead - start)
 
     def _is_turn(self, inode: int) -> bool:
         for turn in self._turns:

@@ -83,10 +83,8 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         ) from error
     from snapfs.fs.view import View
 
-    keep = options.cache_bytes // 3
-    repository.blobs.frames.limit = options.cache_bytes - keep
     operations = Snapfs(
-        View(repository, options.root, options.select, keep),
+        View(repository, options.root, options.select, options.cache_bytes),
         owner_root=options.owner_root, enable_acl=options.kernel_checks, no_xattrs=options.no_xattrs,
     )  # fmt: skip
     vars(pyfuse3)["trio"] = EagerTrio(operations.busy)  # the seam that its own asyncio support uses

@@ -207,7 +207,9 @@ class Snapfs(pyfuse3.Operations):
         return data
 
     async def release(self, fh: int) -> None:
-        self._files.pop(fh, None)
+        file = self._files.pop(fh, None)
+        if self._read_ahead is not None and file is not None:
+            self._read_ahead.closed(file)
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # the kernel then never asks again

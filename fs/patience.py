@@ -1,7 +1,8 @@
 """Blobs for the event loop, which must not wait, and for its worker threads, which may.
 
 The same reading code runs in both: on the loop it is answered from memory or interrupted by NotAtHand, and is then run again
-in a worker.  Large blobs are kept here after their id was checked, since the kernel asks for one in many small pieces.
+in a worker.  Large blobs are kept here after their id was checked, since the kernel asks for one in many small pieces; a frame
+that holds nothing else is not kept beside it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from collections import OrderedDict
 
 from snapfs.repo.blobs import BlobReader
+from snapfs.repo.format.labels import JOINED_BLOBS, JOINED_DATA
 from snapfs.repo.model import BlobId, KiB, Kind
 
 _LARGE = 64 * KiB
@@ -22,9 +24,13 @@ class NotAtHand(Exception):
 class PatientBlobs:
     """get() as BlobReader has it, except on `loop_thread` (threading.get_ident(); None: no thread is special)."""
 
-    def __init__(self, blobs: BlobReader, keep_bytes: int) -> None:
+    def __init__(self, blobs: BlobReader, limit: int) -> None:
+        """`limit`: bytes of opened frames and kept blobs together.  Frames can always have a third of it."""
         self._blobs = blobs
-        self._limit = keep_bytes
+        self.limit = limit
+        self._frames = blobs.frames
+        self._frames.largest = JOINED_DATA + 4 * JOINED_BLOBS
+        self._frames.resize(limit)
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
@@ -56,11 +62,19 @@ class PatientBlobs:
             self._keep(blob, data)
         return data
 
+    def first_to_go(self, blob: BlobId) -> None:
+        """Its end was read, so that it is wanted less than any other."""
+        with self._lock:
+            if blob in self._kept:
+                self._kept.move_to_end(blob, last=False)
+
     def _keep(self, blob: BlobId, data: bytes) -> None:
         with self._lock:
             if blob not in self._kept:
                 self._kept[blob] = data
                 self._size += len(data)
-            while self._size > self._limit and len(self._kept) > 1:
+            limit = self.limit - min(self._frames.size, self.limit // 3)
+            while self._size > limit and len(self._kept) > 1:
                 _, old = self._kept.popitem(last=False)
                 self._size -= len(old)
+            self._frames.resize(self.limit - self._size)

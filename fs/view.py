@@ -5,6 +5,7 @@ An inode number leads back to its entry by bisection along the sums in the pages
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +13,10 @@ from typing import cast
 
 from snapfs.fs.entry import RANK_BITS, ROOT, Directory, Entry, Run, Stale
 from snapfs.fs.folders import Folders, Path
-from snapfs.fs.patience import PatientBlobs
+from snapfs.fs.patience import NotAtHand, PatientBlobs
 from snapfs.repo.blobs import BlobReader
 from snapfs.repo.content import Contents
-from snapfs.repo.errors import Damaged
+from snapfs.repo.errors import Damaged, RepositoryError
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import BlobId, Kind, MiB, Node
 from snapfs.repo.pages import Found
@@ -35,11 +36,11 @@ class View:
     """
 
     def __init__(self, repository: Repository, root: Node | None = None,
-                 select: Callable[[StoredSnapshot], bool] | None = None, keep_bytes: int = 32 * MiB) -> None:  # fmt: skip
-        """`select`: which snapshots to show; `keep_bytes`: large blobs kept open for their next piece."""
+                 select: Callable[[StoredSnapshot], bool] | None = None, cache_bytes: int = 64 * MiB) -> None:  # fmt: skip
+        """`select`: which snapshots to show; `cache_bytes`: opened frames and blobs kept for the next request."""
         self._repository = repository
         self._lock = threading.Lock()
-        self.blobs = PatientBlobs(repository.blobs, keep_bytes)
+        self.blobs = PatientBlobs(repository.blobs, cache_bytes)
         patient = cast(BlobReader, self.blobs)
         self._trees = Trees(patient)
         self._contents = Contents(patient)
@@ -154,6 +155,13 @@ class View:
         if len(data) != max(min(size, (node.size or 0) - offset), 0):
             raise Damaged("a file is not as long as it says", "content list")
         return data
+
+    def passed(self, node: Node, offset: int, size: int) -> None:
+        """One who reads in sequence has read this part: blobs that end in it are the first that need not be kept."""
+        with contextlib.suppress(NotAtHand, RepositoryError):
+            for span in self._contents.spans(node, offset, size):
+                if span.id is not None and span.skip + span.size == span.length:
+                    self.blobs.first_to_go(span.id)
 
     def load(self, node: Node, offset: int, size: int) -> None:
         """Have a part of a file at hand for a later read."""

@@ -26,13 +26,13 @@ _FrameKey = tuple[int, int]
 
 
 class FrameCache:
-    """Opened frames, least recently used out first, at most `limit` bytes.
+    """Opened frames, least recently used out first, at most `limit` bytes; larger ones than `largest` are not kept.
 
     A frame wanted by several threads is opened once.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit = self.largest = limit
         self.size = 0
         self._frames: OrderedDict[_FrameKey, bytes] = OrderedDict()
         self._coming: dict[_FrameKey, Future[bytes]] = {}
@@ -69,13 +69,22 @@ class FrameCache:
             raise
         with self._lock:
             del self._coming[key]
-            self._frames[key] = frame
-            self.size += len(frame)
-            while self.size > self.limit and len(self._frames) > 1:
-                _, old = self._frames.popitem(last=False)
-                self.size -= len(old)
+            if len(frame) <= self.largest:
+                self._frames[key] = frame
+                self.size += len(frame)
+                self._evict()
         mine.set_result(frame)
         return frame
+
+    def resize(self, limit: int) -> None:
+        with self._lock:
+            self.limit = limit
+            self._evict()
+
+    def _evict(self) -> None:
+        while self.size > self.limit and len(self._frames) > 1:
+            _, old = self._frames.popitem(last=False)
+            self.size -= len(old)
 
     def clear(self) -> None:
         with self._lock:

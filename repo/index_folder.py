@@ -7,11 +7,13 @@ who wrote without us.
 
     open/<pid>-<random>   one marker a process        stamp   generation, size and time of the file when it was closed
     00000001/data.mdb     an environment: the one with the highest number counts
+    new-<marker>/         one that is being built, by the process of that marker; it gets its number when it is complete
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import os
@@ -21,6 +23,8 @@ import tempfile
 from collections.abc import Callable
 
 from snapfs.repo.errors import StorageError
+
+_UNFINISHED = "new-"
 
 
 class IndexFolder:
@@ -55,6 +59,25 @@ class IndexFolder:
         os.mkdir(self._environment(old + 1), 0o700)
         return self._environment(old)
 
+    def prepare(self) -> str:
+        """An empty folder for an environment that nobody is to see yet: publish() or remove it."""
+        path = os.path.join(self.path, _UNFINISHED + os.path.basename(self._marker_path))
+        shutil.rmtree(path, ignore_errors=True)
+        os.mkdir(path, 0o700)
+        return path
+
+    def publish(self, prepared: str) -> str:
+        """Make a prepared environment the newest; returns the one before it, to be removed."""
+        while True:
+            old = self._generation()
+            try:
+                os.rename(prepared, self._environment(old + 1))
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was quicker
+                    raise
+            else:
+                return self._environment(old)
+
     def _generation(self) -> int:
         """The number of the newest environment; 0 if there is none."""
         return max((int(name) for name in os.listdir(self.path) if name.isdigit()), default=0)
@@ -81,6 +104,7 @@ class IndexFolder:
                 fd = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(os.path.join(self.path, _UNFINISHED + name), ignore_errors=True)
                     os.unlink(os.path.join(folder, name))
                     died = True
                 except BlockingIOError:

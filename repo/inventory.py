@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterable, Iterator
 
 from snapfs.repo.errors import Damaged, StorageError
-from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.index import FoundVolume, Index, IndexBroken
 from snapfs.repo.model import BlobId, Location, VolumeKind
 from snapfs.repo.progress import Progress
 from snapfs.repo.volumes import Volumes, is_absent, object_name
@@ -37,13 +38,22 @@ def _compare(index: Index, volumes: Volumes, progress: Progress, thorough: bool)
     if wanted:
         progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
         volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
-    for name in wanted:
-        kind, size = listing[name]
+        unusable = {name for name, volume in known.items() if not volume.usable} | set(lost)
+        index.add_all(_read(volumes, ((name, *listing[name]) for name in wanted), unusable, progress))
+    return bool(lost or wanted)
+
+
+def _read(
+    volumes: Volumes,
+    listed: Iterable[tuple[bytes, VolumeKind, int]],
+    unusable: set[bytes],
+    progress: Progress,
+) -> Iterator[FoundVolume]:
+    """What the directories of volumes say.  Those that check found damaged stay `unusable` until check finds them sound."""
+    for name, kind, size in listed:
         progress.advance(1, size)
         try:
-            entries = list(volumes.directory(kind, name, size))
-            # What check found damaged stays so until check finds it sound.
-            usable = name not in known or known[name].usable
+            entries, usable = list(volumes.directory(kind, name, size)), name not in unusable
         except Damaged as error:
             progress.notice(
                 f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
@@ -53,8 +63,7 @@ def _compare(index: Index, volumes: Volumes, progress: Progress, thorough: bool)
             if is_absent(error):
                 continue
             raise
-        index.add(name, kind, size, ((blob, at) for blob, _, at in entries), usable)
-    return bool(lost or wanted)
+        yield FoundVolume(name, kind, size, [(blob, at) for blob, _, at in entries], usable)
 
 
 def _salvage(volumes: Volumes, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:

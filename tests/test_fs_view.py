@@ -18,8 +18,9 @@ from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import View
 from snapfs.repo.errors import Damaged
 from snapfs.repo.events import StoredSnapshot
-from snapfs.repo.model import Below, Node
+from snapfs.repo.model import Below, KiB, Location, MiB, Node
 from snapfs.repo.repository import Repository
+from snapfs.repo.volumes import Volumes
 from support import repositories, trees
 from support.trees import Dir, File, Name, Symlink
 
@@ -252,11 +253,42 @@ def test_the_loop_never_waits(repository: Repository, home: Path) -> None:
 
 
 def test_large_blobs_are_kept_within_their_limit(repository: Repository, home: Path) -> None:
-    view = View(repository, source_of(repository, home), keep_bytes=1_500_000)
+    view = View(repository, source_of(repository, home), cache_bytes=2_000_000)
     node = at(view, b"large").node
-    content = b"".join(view.read(node, offset, 100_000) for offset in range(0, 3_000_000, 100_000))
-    assert content == LARGE
-    assert 0 < sum(map(len, view.blobs._kept.values())) == view.blobs._size <= 1_500_000
+    frames = repository.blobs.frames
+    for _ in range(2):
+        content = b"".join(view.read(node, offset, 100_000) for offset in range(0, 3_000_000, 100_000))
+        assert content == LARGE
+        for i in range(700):
+            view.read(at(view, b"many", b"%04d" % i).node, 0, 100)
+        assert 0 < sum(map(len, view.blobs._kept.values())) == view.blobs._size
+        assert 0 < sum(map(len, frames._frames.values())) == frames.size
+        assert view.blobs._size + frames.size <= 2_000_000
+
+
+def test_many_readers_in_sequence_open_each_frame_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take turns, and the cache holds what they have in hand: a blob each, not two copies of it, nor those behind them."""
+    files = {b"%02d" % n: random.Random(n).randbytes(1_500_000) for n in range(8)}
+    trees.make(tmp_path / "source", {name: File(content) for name, content in files.items()})
+    repositories.create(tmp_path, chunks=(256 * KiB, 512 * KiB, MiB))
+    repositories.snapshot(tmp_path, tmp_path / "source")
+    with repositories.open_(tmp_path) as repository:
+        view = View(repository, source_of(repository, tmp_path), cache_bytes=9 * MiB)
+        nodes = [(at(view, name).node, content) for name, content in files.items()]
+        opened: list[Location] = []
+        real = Volumes.frame
+        monkeypatch.setattr(
+            Volumes, "frame", lambda v, kind, name, where: opened.append(where) or real(v, kind, name, where)
+        )
+        for offset in range(0, 1_500_000, 100_000):
+            for node, content in nodes:
+                assert view.read(node, offset, 100_000) == content[offset : offset + 100_000]
+                view.passed(node, offset, 100_000)
+        data = [(where.volume, where.frame) for where in opened]
+        assert len(data) >= 8 * 2
+        assert len(data) == len(set(data))
 
 
 # ---- contents --------------------------------------------------------------------------------------------------------

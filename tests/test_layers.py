@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ALLOWED = {
-    "lmdb": ["repo/index.py"],
+    "lmdb": ["repo/index_environment.py"],
     "pyfuse3": ["fs/"],
     "trio": ["fs/"],
     "click": ["cli/"],

@@ -7,18 +7,25 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snapfs.repo import index as index_module
 from snapfs.repo import index_folder
 from snapfs.repo.errors import StorageError
 from snapfs.repo.format import labels as L
-from snapfs.repo.index import Index, IndexBroken
+from snapfs.repo.index import FoundVolume, Index, IndexBroken
+from snapfs.repo.index_environment import Environment
+from snapfs.repo.index_rows import Rows
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
+from snapfs.repo.sorted_runs import SortedRuns
 from support import repositories
 from support.parts import KEYS
 
@@ -84,10 +91,11 @@ def test_every_location_that_can_be_fits(shared: Index, at: Location) -> None:
 
 def test_an_entry_moved_to_another_key_is_none(index: Index) -> None:
     index.add(ONE, VolumeKind.DATA, 1, entries(2))
-    with index._env.begin(write=True) as txn:
-        value = txn.get(blob(0)[:16], db=index._blobs)
-        txn.put(blob(1)[:16], value, db=index._blobs)
-        txn.put(blob(2)[:16], value, db=index._blobs)
+    env, blobs = index._here._env, index._here._blobs
+    with env.begin(write=True) as txn:
+        value = txn.get(blob(0)[:16], db=blobs)
+        txn.put(blob(1)[:16], value, db=blobs)
+        txn.put(blob(2)[:16], value, db=blobs)
     assert index.copies(blob(0)) == [place(0)]
     assert index.copies(blob(1)) == [place(1)]
     assert index.copies(blob(2)) == []
@@ -124,6 +132,156 @@ def test_two_processes_see_each_other_s_volumes(index: Index, tmp_path: Path) ->
     assert index.copies(blob(50)) == [place(50, 2)]
     assert index.get(blob(50)) == place(50, 2)
     assert index.volume(2).size == 9
+
+
+# ---- many volumes ------------------------------------------------------------------------------------------------------
+
+
+def volumes(count: int, blobs: int) -> list[FoundVolume]:
+    """Volume n, from 0, has `blobs` blobs of its own, and the first blob of all."""
+    return [
+        FoundVolume(
+            b"%032d" % n,
+            VolumeKind.DATA,
+            n,
+            [(blob(0), place(0)), *((blob(i), place(i)) for i in range(n * blobs + 1, (n + 1) * blobs + 1))],
+            usable=n % 7 != 6,
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("known", [0, 1, 30])
+def test_many_volumes_at_once_are_as_one_by_one(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    monkeypatch.setattr(index_module, "_BATCH", 64)
+    monkeypatch.setattr(index_module, "SortedRuns", partial(SortedRuns, held=100))
+    other = Index(str(tmp_path / "other"), TAG)
+    found = volumes(30, 20)
+    for one in found:
+        other.add(one.name, one.kind, one.size, one.entries, one.usable)
+    for one in found[:known]:
+        index.add(one.name, one.kind, one.size, one.entries, one.usable)
+    index.add_all(iter(found))
+    for _ in range(2):
+        assert sorted(index.volumes()) == sorted(other.volumes())
+        assert list(index.entries()) == list(other.entries())
+        assert index.losses() > 0
+        assert len(index.copies(blob(0))) == 30
+        assert index.get(blob(6 * 20 + 1)) is None, "in a volume that is not usable"
+        assert index.add(b"more".ljust(32), VolumeKind.TREE, 1, []) == 31
+        other.add(b"more".ljust(32), VolumeKind.TREE, 1, [])
+        index.close()
+        index = Index(str(tmp_path / "index"), TAG)
+    index.close()
+    other.close()
+
+
+def test_an_index_that_is_built_takes_few_bytes_and_pages(index: Index) -> None:
+    index.add_all(volumes(10, 2000))
+    data = max(f for f in Path(index.folder).iterdir() if f.name.isdigit()) / "data.mdb"
+    assert data.stat().st_blocks * 512 < 70 * index.count() + 65536
+
+
+def test_a_build_that_ends_early_leaves_nothing(index: Index, tmp_path: Path) -> None:
+    def broken_off() -> Iterator[FoundVolume]:
+        yield from volumes(3, 5)
+        raise StorageError("the disk is gone")
+
+    with pytest.raises(StorageError):
+        index.add_all(broken_off())
+    assert (index.count(), index.volumes()) == (0, [])
+    work = """
+def killed():
+    index._folder.prepare()
+    yield from volumes(3, 5)
+    os.kill(os.getpid(), signal.SIGKILL)
+index.add_all(killed())
+"""
+    index.close()
+    assert run(tmp_path, work).returncode == -signal.SIGKILL
+    assert list((tmp_path / "index").glob("new-*"))
+    again = Index(str(tmp_path / "index"), TAG)
+    assert (again.count(), again.volumes()) == (0, [])
+    assert not list((tmp_path / "index").glob("new-*"))
+    again.add_all(volumes(3, 5))
+    assert len(again.volumes()) == 3
+    again.close()
+
+
+def test_readers_go_on_while_an_index_is_built(index: Index) -> None:
+    """And a volume that is finished meanwhile is not lost with the environment that was there before."""
+    started, seen = threading.Event(), []
+
+    def slowly() -> Iterator[FoundVolume]:
+        started.set()
+        for one in volumes(5, 5):
+            seen.append(index.get(blob(1)))
+            yield one
+
+    writer = threading.Thread(
+        target=lambda: started.wait(10) and index.add(TWO, VolumeKind.DATA, 1, [(blob(99), place(99))])
+    )
+    writer.start()
+    index.add_all(slowly())
+    writer.join()
+    assert seen == [None] * 5
+    assert index.get(blob(1)) == place(1, 1)
+    assert index.get(blob(99)) == place(99, 6)
+
+
+def test_a_volume_is_entered_without_a_look_at_all_others(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add_all(volumes(200, 1))
+    looks: list[bytes] = []
+    real = Rows.indexed
+    monkeypatch.setattr(Rows, "indexed", lambda rows, key, value: looks.append(key) or real(rows, key, value))
+    for n in range(50):
+        assert index.add(b"%032d" % (1000 + n), VolumeKind.DATA, 1, [(blob(n), place(n))]) == 201 + n
+        assert len(index.volumes()) == 201 + n
+        index.mark([b"%032d" % (1000 + n)], usable=False)
+    assert looks == [], "they are known already"
+    index.note_whole(ONE, 0)
+    assert len(index.volumes()) == 250
+    assert len(looks) == 250, "something was written: it may have been a volume"
+
+
+def test_volumes_of_others_are_entered_in_few_transactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repositories.create(tmp_path)
+    with repositories.open_(tmp_path, no_cache=True) as other:
+
+        def fifty(begin: int) -> None:
+            for n in range(begin, begin + 50):
+                with other.writer() as writer:
+                    writer.put(Kind.CONTENT, b"%d" % n)
+                    writer.flush()
+
+        fifty(0)
+        with repositories.open_(tmp_path) as repository:
+            assert repository.index.count() == 50
+            transactions: list[Environment] = []
+            real = Environment.writing
+            monkeypatch.setattr(Environment, "writing", lambda env: transactions.append(env) or real(env))
+            fifty(50)
+            transactions.clear()
+            repository.synchronise()
+            assert repository.index.count() == 100
+            assert len(transactions) == 1
+
+
+@given(
+    rows=st.lists(st.lists(st.binary(min_size=3, max_size=3), max_size=20), max_size=20),
+    held=st.integers(1, 30),
+)
+def test_sorted_runs_are_sorted(rows: list[list[bytes]], held: int) -> None:
+    with SortedRuns(tempfile.gettempdir(), 3, held) as runs:
+        for some in rows:
+            runs.add(some)
+        assert list(runs) == sorted(row for some in rows for row in some)
 
 
 def test_reset_begins_empty(index: Index, tmp_path: Path) -> None:

@@ -15,17 +15,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 _MEDIA = 500 * 1000 * 1000
 _IMAGE = 3 << 30
 
 
-def make(folder: Path) -> None:
-    """Whatever is not there yet."""
+def make(folder: Path, names: Collection[str] = ("tree", "image", "edited")) -> None:
+    """Whatever of these is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, build in (("tree", _tree), ("image", _image), ("edited", _edited)):
-        if not (folder / name).exists():
+        if name in names and not (folder / name).exists():
             print(f"making {folder / name}", flush=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 build(folder, Path(work))

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,21 @@ def run(command: list[str], environment: dict[str, str], folder: Path | None = N
     return Cost(wall, cpu, peak.stop())
 
 
+def run_fed(
+    feed: Callable[[Callable[[bytes], object]], object], command: list[str], environment: dict[str, str]
+) -> Cost:
+    """Run it to its end; `feed` is given what writes to its standard input.  The processor seconds are not known: 0."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    peak = _Peak(process.pid)
+    feed(process.stdin.write)
+    process.stdin.close()
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return Cost(time.perf_counter() - begun, 0, peak.stop())
+
+
 class Daemon:
     """A mount: started, used, and what it cost so far."""
 
@@ -112,13 +127,18 @@ class Daemon:
         wall = time.perf_counter() - self._begun
         return Cost(wall, _processor_seconds(self._process.pid), self._peak.bytes)
 
-    def use(self, command: list[str]) -> Cost:
+    def use(self, command: list[str], folder: Path | None = None) -> Cost:
         """Run a reader of the mount; the processor seconds are the daemon's."""
         before, begun = _processor_seconds(self._process.pid), time.perf_counter()
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
         return Cost(
             time.perf_counter() - begun, _processor_seconds(self._process.pid) - before, self._peak.bytes
         )
+
+    def bytes_read(self) -> int:
+        """By all its system calls that read, the requests of the kernel among them."""
+        lines = Path(f"/proc/{self._process.pid}/io").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
 
     def stop(self, top: Path) -> None:
         for _ in range(100):

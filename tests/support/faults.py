@@ -119,7 +119,7 @@ class Calls:
                 ("replace", self._replace), ("mkdir", self._mkdir), ("unlink", self._unlink),
             ):  # fmt: skip
                 stack.enter_context(mock.patch.object(os, name, replacement))
-            for name in ("add", "mark"):
+            for name in ("add", "add_all", "mark"):
                 stack.enter_context(mock.patch.object(Index, name, self._around(getattr(Index, name))))
             yield self
 

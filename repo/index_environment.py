@@ -1,0 +1,199 @@
+"""One LMDB environment of an index: look-ups and transactions.  The only module that imports lmdb.
+
+LMDB keeps no checksums of its pages; whatever it says is wrong is IndexBroken, and a full disk is a StorageError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import lmdb
+
+from snapfs.repo.errors import RepositoryError, StorageError
+from snapfs.repo.index_rows import KEY, IndexedVolume, Rows
+
+_COUNT = struct.Struct(">Q")
+_SCHEMA = b"snapfs index 1"
+_LOSSES, _WHOLE = b"losses", b"whole"
+_MAP_SIZES = (1 << 38, 1 << 32, 1 << 28)
+
+
+class IndexBroken(RepositoryError):
+    """The index cannot be used as it is; Repository.synchronise deletes it and rebuilds it from the volumes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the local index is damaged ({reason}): rebuild it with `snapfs repair index`")
+
+
+class Environment:
+    """Use from any thread of one process; writers of several processes take turns.  Every method may raise IndexBroken."""
+
+    def __init__(self, path: str, rows: Rows, *, durable: bool = True) -> None:
+        """Open, and create if need be.  Not `durable`: fast, and nothing is safe before sync()."""
+        self._path = path
+        self._rows = rows
+        for size in _MAP_SIZES:
+            try:
+                with self._broken():
+                    self._env = lmdb.open(
+                        path,
+                        map_size=size,
+                        max_dbs=4,
+                        mode=0o600,
+                        max_readers=512,
+                        meminit=False,
+                        readahead=False,
+                        sync=durable,
+                    )
+                break
+            except IndexBroken as error:
+                if size == _MAP_SIZES[-1] or not isinstance(error.__cause__, lmdb.MemoryError):
+                    raise
+        with self._broken(), self._env.begin(write=True) as txn:
+            self._meta = self._env.open_db(b"meta", txn=txn)
+            self._blobs = self._env.open_db(b"blobs", txn=txn, dupsort=True)
+            self._volumes = self._env.open_db(b"volumes", txn=txn)
+            tagged = _SCHEMA + rows.tag(_SCHEMA)
+            found = txn.get(b"schema", db=self._meta)
+            if found is None:
+                txn.put(b"schema", tagged, db=self._meta)
+            elif found != tagged:
+                raise IndexBroken("another schema, or another repository's")
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def first(self, key: bytes) -> bytes | None:
+        """The first value of a key.  Asked for once a blob: no context manager of ours, which would cost as much again."""
+        try:
+            with self._env.begin(db=self._blobs) as txn:
+                value: bytes | None = txn.get(key)
+                return value
+        except lmdb.Error as error:
+            raise IndexBroken(str(error)) from error
+
+    def values(self, key: bytes) -> list[bytes]:
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            cursor = txn.cursor()
+            return list(cursor.iternext_dup()) if cursor.set_key(key) else []
+
+    def blobs(self) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of every blob, in the order of keys."""
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            yield from txn.cursor()
+
+    def count(self) -> int:
+        with self._broken(), self._env.begin() as txn:
+            return int(txn.stat(self._blobs)["entries"])
+
+    def volumes(self, unless: int) -> tuple[int, list[IndexedVolume]] | None:
+        """(number of the last transaction, the volumes as of then); None if it is that of number `unless`."""
+        with self._broken(), self._env.begin() as txn:
+            return self._read_volumes(txn, txn.id(), unless)
+
+    def losses(self) -> int:
+        with self._broken(), self._env.begin() as txn:
+            return self._read_losses(txn)
+
+    def is_whole(self, snapshot: bytes) -> bool:
+        with self._broken(), self._env.begin() as txn:
+            value: bytes | None = txn.get(_WHOLE + snapshot, db=self._meta)
+            return value == self._whole(snapshot, self._read_losses(txn))
+
+    # ---- writing -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """A transaction: all of it is durable afterwards, or none if the block raises."""
+        with self._broken(), self._env.begin(write=True) as txn:
+            yield Writing(self, txn)
+
+    def note_whole(self, snapshot: bytes, losses: int, instead_of: bytes | None) -> None:
+        with self._broken(), self._env.begin(write=True, db=self._meta) as txn:
+            if instead_of is not None:
+                txn.delete(_WHOLE + instead_of)
+            txn.put(_WHOLE + snapshot, self._whole(snapshot, losses))
+
+    def sync(self) -> None:
+        with self._broken():
+            self._env.sync(True)
+
+    def close(self) -> None:
+        with contextlib.suppress(lmdb.Error):
+            self._env.close()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _read_volumes(self, txn: Any, last: int, unless: int) -> tuple[int, list[IndexedVolume]] | None:
+        if last == unless:
+            return None
+        found = []
+        for key, value in txn.cursor(self._volumes):
+            volume = self._rows.indexed(key, value)
+            if volume is None:
+                raise IndexBroken("a volume's record is damaged")
+            found.append(volume)
+        return last, found
+
+    def _put_blobs(self, txn: Any, rows: Iterable[bytes]) -> None:
+        txn.cursor(self._blobs).putmulti([(row[:KEY], row[KEY:]) for row in rows], dupdata=True)
+
+    def _put_volumes(self, txn: Any, volumes: list[IndexedVolume]) -> None:
+        for volume in volumes:
+            txn.put(*self._rows.volume(volume), db=self._volumes)
+        if lost := sum(not volume.usable for volume in volumes):
+            losses = _COUNT.pack(self._read_losses(txn) + lost)
+            txn.put(_LOSSES, losses + self._rows.tag(_LOSSES + losses), db=self._meta)
+
+    def _read_losses(self, txn: Any) -> int:
+        value = txn.get(_LOSSES, db=self._meta)
+        if value is None:
+            return 0
+        losses = value[: _COUNT.size]
+        if value != losses + self._rows.tag(_LOSSES + losses):
+            raise IndexBroken("its count of losses is damaged")
+        return int(_COUNT.unpack(losses)[0])
+
+    def _whole(self, snapshot: bytes, losses: int) -> bytes:
+        return self._rows.tag(_WHOLE + snapshot + _COUNT.pack(losses), 16)
+
+    @contextlib.contextmanager
+    def _broken(self) -> Iterator[None]:
+        with broken(self._path):
+            yield
+
+
+class Writing:
+    """What can be done in a transaction."""
+
+    def __init__(self, environment: Environment, txn: Any) -> None:
+        self._environment = environment
+        self._txn = txn
+        self.number: int = txn.id()
+        """Of this transaction, if it changes anything; the one before it has the number before."""
+
+    def volumes(self, unless: int) -> tuple[int, list[IndexedVolume]] | None:
+        """As Environment.volumes: what was there before this transaction."""
+        return self._environment._read_volumes(self._txn, self.number - 1, unless)
+
+    def put_blobs(self, rows: Iterable[bytes]) -> None:
+        """Rows in ascending order."""
+        self._environment._put_blobs(self._txn, rows)
+
+    def put_volumes(self, volumes: list[IndexedVolume]) -> None:
+        """Those that are not usable are counted as losses."""
+        self._environment._put_volumes(self._txn, volumes)
+
+
+@contextlib.contextmanager
+def broken(place: str) -> Iterator[None]:
+    """Errors of LMDB and of the system as IndexBroken, or StorageError where there is no room at `place`."""
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        full = isinstance(error, (lmdb.DiskError, lmdb.MapFullError))
+        if full or "No space" in str(error) or "quota" in str(error):
+            raise StorageError(f"index in {place}: {error}: free some space or set --cache-dir") from error
+        raise IndexBroken(str(error)) from error
