@@ -48,7 +48,7 @@ def record(scene: Scene, verb: str, *later: str, fault: Fault = NO_FAULT) -> tup
 @pytest.mark.parametrize("verb", CUT)
 def test_what_a_power_cut_leaves_is_enough(scene: Scene, rounds: Rounds, verb: str) -> None:
     before, ops = record(scene, verb)
-    for seed in rounds.seeds(4):
+    for seed in rounds.seeds(2):
         chance = Random(seed)
         at = chance.choice((len(ops), chance.randrange(len(ops) + 1)))
         Disk(before, ops[:at]).cut(chance if chance.random() < 0.8 else None).make(keep=PARTS[:3])
@@ -61,7 +61,7 @@ def test_what_a_dead_writer_left_is_not_relied_on_before_it_is_durable(
 ) -> None:
     """Killed, and then, during or after the next command, cut from power: what the dead one had named may be gone."""
     calls = scene.calls("backup")
-    for seed in rounds.seeds(3):
+    for seed in rounds.seeds(2):
         chance = Random(seed)
         # Most of what matters is done at the end, from the first name in the repository on.
         number = chance.randrange(calls // 4, calls + 1)

@@ -182,6 +182,9 @@ ssize_t pwrite(int fd, const void *data, size_t size, off_t at) { return do_writ
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) { return do_write(fd, data, size, at); }
 
 static ssize_t do_writev(int fd, const struct iovec *parts, int count, int64_t at) {
+    char name[8192];
+    if (!here(fd, NULL, name)) /* in one go: an answer to the kernel's FUSE must be */
+        return at < 0 ? syscall(SYS_writev, fd, parts, count) : syscall(SYS_pwritev, fd, parts, count, at, 0);
     ssize_t all = 0;
     for (int i = 0; i < count; i++) {
         ssize_t done = do_write(fd, parts[i].iov_base, parts[i].iov_len, at < 0 ? -1 : at + all);

@@ -15,9 +15,11 @@ import ctypes
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,10 +83,18 @@ class Commands:
         self._process.wait(30)
         self._folder.cleanup()
 
-    def run(self, *args: str | Path, fault: Fault = NO_FAULT, log: Path | None = None, **env: str) -> Done:
-        """`log`: where every call that changes something is written down, for crash.py."""
+    def run(
+        self,
+        *args: str | Path,
+        fault: Fault = NO_FAULT,
+        log: Path | None = None,
+        kill_after: float | None = None,
+        **env: str,
+    ) -> Done:
+        """`log`: where every call that changes something is written down, for crash.py; `kill_after`: seconds, by kill -9."""
         request = {
             "args": [str(arg) for arg in args], "home": str(self.home), "log": log and str(log), "env": env,
+            "kill_after": kill_after,
             "fault": {**vars(fault), "power": fault.power and str(fault.power)},
         }  # fmt: skip
         assert self._process.stdin is not None
@@ -94,8 +104,8 @@ class Commands:
         return Done(*json.loads(self._process.stdout.readline()))
 
 
-def serve() -> None:
-    """The process that Commands starts."""
+def _prepare() -> Any:
+    """Import all that any command needs, and make keys cheap and volumes small; returns what runs a command line."""
     import importlib
 
     from snapfs.cli import init, main
@@ -116,6 +126,12 @@ def serve() -> None:
         if "chunks" in defaults:
             defaults["chunks"] = CHUNKS
     init.VOLUME_SIZE = 384 * 1024  # type: ignore[misc]
+    return main.run
+
+
+def serve() -> None:
+    """The process that Commands starts."""
+    run = _prepare()
     count = mmap.mmap(-1, mmap.PAGESIZE)
     for line in sys.stdin:
         request = json.loads(line)
@@ -123,7 +139,10 @@ def serve() -> None:
         out, err = (os.memfd_create(name) for name in ("out", "err"))
         child = os.fork()
         if child == 0:
-            _child(request, count, out, err, main.run)
+            _child(request, count, out, err, run)
+        if request["kill_after"] is not None:
+            time.sleep(request["kill_after"])
+            os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         said = [os.pread(fd, os.fstat(fd).st_size, 0).decode("utf-8", "replace") for fd in (out, err)]
         os.close(out)
