@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
-from snapfs.fs.answers import answering, without_names
+from snapfs.fs.answers import answering, unanswered, without_names
 from snapfs.fs.attributes import A_MOMENT, BLOCK, FOREVER, attributes, nothing
 from snapfs.fs.entry import Directory, Entry
 from snapfs.fs.links import HeldLinks
@@ -106,6 +106,7 @@ class Snapfs(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return self._attributes(await self._entry(inode), inode, 0)
 
+    @unanswered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self._links.forget(inode_list)
 
@@ -188,6 +189,7 @@ class Snapfs(pyfuse3.Operations):
                 return
             self._links.hold(shown, entry)
 
+    @unanswered
     async def releasedir(self, fh: int) -> None:
         self._directories.pop(fh, None)
 
@@ -241,6 +243,7 @@ class Snapfs(pyfuse3.Operations):
             # The read that needs it will meet the same error and report it.
             log.debug("read-ahead: %s", without_names(error))
 
+    @unanswered
     async def release(self, fh: int) -> None:
         self._files.pop(fh, None)
 
