@@ -1,5 +1,6 @@
 # make test     every check: format, lint, types, layers, the whole test suite
 # make demo     the main job on a folder of yours: make demo SRC=~/Documents (without SRC: this folder)
+# make torture  the tests that try to break it, in their long form: MINUTES=10 for each that tries seeds, SEED=n to begin there
 # make lint     the checks that run nothing        make format   put the code in shape
 # make bench    snapfs beside restic and borg, as far as they are on PATH, into docs/benchmarks.md (an hour, 20 GB)
 # make bench-scale   what large repositories cost, and large directories and files, into the same page (an hour, 30 GB)
@@ -16,11 +17,14 @@ COMPILE = $(BIN)/python -m compileall -q fs repo cli src/snapfs/__init__.py
 INSTALLED_FROM := pyproject.toml setup.py $(wildcard repo/*/_*.pyx) src/snapfs/__init__.py
 export PYTHON
 
-.PHONY: test demo bench bench-scale lint format clean system
+.PHONY: test torture demo bench bench-scale lint format clean system
 
 test: lint
 	@echo "-- tests"
 	@$(BIN)/pytest --strict-skips --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+
+torture: .venv/.dev
+	@$(BIN)/pytest -m torture --torture $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	@echo "-- format, lint, types, layers"

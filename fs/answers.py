@@ -41,6 +41,19 @@ def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
     return safe
 
 
+def unanswered(handler: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
+    """For requests that the kernel waits for no answer to: an exception is said to the log, and that is all."""
+
+    @functools.wraps(handler)
+    async def safe(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await handler(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001
+            log.error("%s: %s", handler.__name__, without_names(error))
+
+    return safe
+
+
 def without_names(error: Exception) -> str:
     """What went wrong, in words that name blobs and volumes, never files: the log may outlive the mount."""
     if isinstance(error, Damaged) and not isinstance(error, BlobMissing):

@@ -17,7 +17,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from snapfs.fs.ahead import OpenFile, ReadAhead
-from snapfs.fs.answers import answering
+from snapfs.fs.answers import answering, unanswered
 from snapfs.fs.attributes import A_MOMENT, BLOCK, FOREVER, attributes, nothing
 from snapfs.fs.entry import Directory, Entry
 from snapfs.fs.links import HeldLinks
@@ -91,6 +91,7 @@ class Snapfs(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return self._attributes(await self._entry(inode), inode, 0)
 
+    @unanswered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self._links.forget(inode_list)
 
@@ -178,6 +179,7 @@ class Snapfs(pyfuse3.Operations):
                 self._links.hold(shown, entry)
                 at += 1
 
+    @unanswered
     async def releasedir(self, fh: int) -> None:
         self._directories.pop(fh, None)
 
@@ -206,6 +208,7 @@ class Snapfs(pyfuse3.Operations):
             self._read_ahead.was_read(file, off, off + len(data), waited=waited)
         return data
 
+    @unanswered
     async def release(self, fh: int) -> None:
         file = self._files.pop(fh, None)
         if self._read_ahead is not None and file is not None:

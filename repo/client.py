@@ -64,3 +64,15 @@ class Client:
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, self._path)
+            self._sync_names()
+
+    def _sync_names(self) -> None:
+        """The file's folder, that of all repositories, and the one above: at first they are all new."""
+        folder = self._path or ""
+        for _ in range(3):
+            folder = os.path.dirname(folder)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)

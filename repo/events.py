@@ -97,7 +97,7 @@ class Events:
             name: self._opened.get(name) or self._open(name, size) for name, size in names.items()
         }
         self._state = self._fold()
-        self._remember(self._state)
+        self._remember_durable(self._state)
         return self._state
 
     def may_have_changed(self) -> bool:
@@ -193,6 +193,16 @@ class Events:
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
         return state
+
+    def _remember_durable(self, state: State) -> None:
+        """Of events that others published: one who died may not have made his durable, and when it is gone with the power, it
+        must not be missed like one that somebody deleted."""
+        remembered = {head.name for head in self._client.remembered.heads}
+        try:
+            self._storage.adopt(f"events/{h.name.hex()}" for h in state.heads if h.name not in remembered)
+        except StorageError:
+            return
+        self._remember(state)
 
     def _remember(self, state: State) -> None:
         """The heads of now, and those that were here once and are missing: a rollback is said until it is undone."""

@@ -136,3 +136,19 @@ def test_who_is_not_root_is_not_told_of_trusted_attributes() -> None:
     operations = Snapfs(view)
     for uid, names in ((0, [b"trusted.t", b"user.a"]), (1000, [b"user.a"])):
         assert trio.run(operations.listxattr, 7, SimpleNamespace(uid=uid)) == names
+
+
+@pytest.mark.parametrize("name", ["forget", "release", "releasedir"])
+def test_a_failure_where_nobody_waits_for_an_answer_is_logged(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pyfuse3 answers nothing there, so that an errno too would end the main loop."""
+    operations = Snapfs(failing(KeyError("secret name")))
+    broken = SimpleNamespace(
+        forget=failing(KeyError("secret name")).entry, pop=failing(KeyError("secret name")).entry
+    )
+    for attribute in ("_links", "_files", "_directories"):
+        setattr(operations, attribute, broken)
+    trio.run(getattr(operations, name), 1)
+    assert f"{name}: KeyError" in caplog.text
+    assert "secret" not in caplog.text

@@ -8,7 +8,7 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -171,6 +171,9 @@ class Listed:
 
     def list(self, _: str) -> Iterator[tuple[str, int]]:
         return iter(self._listing)
+
+    def adopt(self, names: Iterable[str]) -> None:
+        assert {name for name, _ in self._listing} >= set(names)
 
 
 def fork(world: World, tmp_path: Path) -> tuple[StoredSnapshot, StoredSnapshot]:

@@ -335,7 +335,7 @@ def test_names_are_synced_before_put_returns(storage: LocalStorage, monkeypatch:
     monkeypatch.setattr(local, "os", fake)
     storage.put(NAME, b"x")
     assert synced[0].startswith("/tmp/"), "the bytes, before they have their name"
-    assert set(synced[1:]) == {"/data", "/data/ab"}, "the name, and that of the new folder"
+    assert set(synced[1:]) == {"", "/data", "/data/ab"}, "the name, and those of folders that may be new"
 
 
 # ---- leftovers ---------------------------------------------------------------------------------------------------------
@@ -407,3 +407,25 @@ def test_many_files_from_many_threads(storage: LocalStorage) -> None:
         thread.join()
     assert not wrong
     assert len(storage._files) <= local._OPEN_FILES
+
+
+def test_a_folder_above_that_may_not_be_read_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/srv/backups may be closed to those who each have a folder in it."""
+    closed = tmp_path / "closed"
+    (closed / "mine").mkdir(parents=True)
+    real_open, real_access = os.open, os.access
+
+    def refuse(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real_open(path, flags, *args, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(closed) and real_access(path, mode))
+    storage = LocalStorage(str(closed / "mine"))
+    storage.make_folders()
+    storage.put("README.txt", b"x")
+    storage.put(NAME, b"x")
+    assert storage.read(NAME) == b"x"

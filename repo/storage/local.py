@@ -87,8 +87,7 @@ class LocalObject:
                 os.makedirs(folder, 0o700, exist_ok=True)
             # Objects are named by their content, so whatever has that name already is this object.
             os.rename(self._storage.path(self._name), target)
-            # Of the folder too it is not known who made it, and whether he lived to fsync it.
-            self._storage.unsynced |= {folder, os.path.dirname(folder)}
+            self._storage.unsynced |= self._storage.folders_of(name)
             os.close(self._fd)
             self._fd = -1
 
@@ -143,12 +142,22 @@ class LocalStorage:
     def path(self, name: str) -> str:
         return f"{self.place}/{name}"
 
+    def folders_of(self, name: str) -> set[str]:
+        """All that have to be fsynced before a name is durable: of the folders too it is not known who made them, and whether
+        he lived to fsync them."""
+        return {self.place, *(self.path(name[:at]) for at, letter in enumerate(name) if letter == "/")}
+
     def make_folders(self) -> None:
         """Lay out an empty repository."""
         with _failing_as(f"create folders in {self.place}"):
             for folder in FOLDERS:
                 os.makedirs(self.path(folder), 0o700, exist_ok=True)
-        self.unsynced.add(self.place)
+        # The folders above may be new too, made by this init or by one that was killed.  What may not be read was made by others.
+        folder = self.place
+        self.unsynced.add(folder)
+        while not os.path.ismount(folder) and os.access(os.path.dirname(folder), os.R_OK):
+            folder = os.path.dirname(folder)
+            self.unsynced.add(folder)
         self.sync_names()
 
     def is_empty(self) -> bool:
@@ -254,8 +263,8 @@ class LocalStorage:
                     os.close(fd)
 
     def adopt(self, names: Iterable[str]) -> None:
-        folders = {os.path.dirname(self.path(name)) for name in names}
-        self.unsynced |= folders | {os.path.dirname(folder) for folder in folders}
+        for name in names:
+            self.unsynced |= self.folders_of(name)
         self.sync_names()
 
     def remove(self, name: str) -> None:

@@ -39,14 +39,15 @@ def mounted(
 
 
 def start(home: Path, top: Path, *, part: bytes | None = None, user: int | None = None,
-          **options: Any) -> subprocess.Popen[str]:  # fmt: skip
-    """The serving process, once the file system answers; its standard error is a pipe."""
+          program: str = "support.mounts", **options: Any) -> subprocess.Popen[str]:  # fmt: skip
+    """The serving process, once the file system answers; its standard error is a pipe.  `program`: the module whose serve() it
+    runs."""
     top.mkdir(exist_ok=True)
     if user is not None:
         os.chown(top, user, user)
     wanted = json.dumps([str(home), str(top), os.fsdecode(part) if part is not None else None, user, options])
     server = subprocess.Popen(
-        [sys.executable, "-c", "from support.mounts import serve; serve()", wanted], text=True,
+        [sys.executable, "-c", f"from {program} import serve; serve()", wanted], text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
     )  # fmt: skip
     assert server.stdout is not None

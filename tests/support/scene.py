@@ -1,0 +1,276 @@
+"""A repository with snapshots, a source that has changed since, and the commands that something happens to.
+
+    scene.reset(verb); done = scene.run(verb, fault=...); scene.sound(verb, done.code)
+
+`sound` is all that must hold afterwards, with no manual step: every committed snapshot reads back byte for byte, nothing else is
+shown as one, whoever had a password gets in, this machine has not forgotten who it is, the same command can be run again,
+the next backup reads back too, leftovers are swept, `check --read-data` finds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from snapfs.repo.check.engine import check
+from snapfs.repo.errors import WrongPassword
+from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.repository import README, Repository
+from support import repositories, same
+from support.interpose import NO_FAULT, Commands, Done, Fault, one_line
+from support.trees import File, Name, Symlink, make, noise
+
+PARTS = ("repository", "cache", "state", "target")
+NOT_YET = "not yet/there"
+"""Where init makes its repository: another place than that of the others, with a folder above it that has to be made too."""
+VERBS = (
+    "init",
+    "first backup",
+    "backup",
+    "forget",
+    "tag",
+    "key add",
+    "key passwd",
+    "key remove",
+    "repair index",
+    "restore",
+    "check",
+)
+PASSWORD, OTHER, NEW = b"first", b"second", b"third"
+_TREE = {
+    b"big": File(noise(300_000, 1)),
+    b"kept": File(noise(100_000, 2)),
+    b"small/a": File(b"a" * 100),
+    b"small/b": File(b"b" * 100, xattrs={"user.large": noise(2000, 3)}),
+    b"small/link": Symlink(target=b"a"),
+    b"small/name": Name(of=b"small/a"),
+}
+_LATER = {b"big": File(noise(250_000, 1) + noise(100_000, 4)), b"new/c": File(noise(60_000, 5))}
+
+
+class Scene:
+    """Below `home`: repository, cache, state, target; they are what faults happen to.  Leave it by close()."""
+
+    def __init__(self, home: Path, source: Path) -> None:
+        self.home = home
+        self.remembers = True
+        """Whether the state file could be written: a command does without, and only forgets what it has seen."""
+        self.place = home / "repository"
+        self._saved = source.parent / "saved"
+        self.source = make(source, _TREE)
+        self.commands = Commands(home, {
+            "SNAPFS_REPOSITORY": str(home / "repository"), "SNAPFS_PASSWORD": PASSWORD.decode(), "TZ": "UTC",
+            "SNAPFS_NEW_PASSWORD": NEW.decode(), "HOME": str(source.parent), "XDG_CACHE_HOME": str(home / "cache"),
+            "XDG_STATE_HOME": str(home / "state"),
+        })  # fmt: skip
+        before = same.on_disk(self.source)
+        self._run("init")
+        shutil.copytree(home / "repository", self._saved / "bare/repository")
+        for name in ("data", "trees", "tmp", "locks"):  # some ways of copying leave empty folders out
+            (self._saved / "bare/repository" / name).rmdir()
+        self._run("key", "add", SNAPFS_NEW_PASSWORD=OTHER.decode())
+        for _ in range(2):
+            self._run("backup", self.source)
+        with self.open() as repository:
+            stored = repository.snapshots()
+            self.other_key = next(n for n, _ in repository.key_slots() if n != repository.slot)
+            self._client = repository.client.id
+        self.oldest, self.kept = (s.id for s in stored)
+        self.committed = {self.oldest: before, self.kept: before}
+        make(self.source, _LATER)
+        (self.source / "small/a").unlink()
+        self.now = same.on_disk(self.source)
+        self.save()
+
+    def close(self) -> None:
+        self.commands.__exit__()
+
+    def _run(self, *args: str | Path, **env: str) -> None:
+        done = self.commands.run(*args, **env)
+        assert done.code == 0, done
+
+    def _again(self, *args: str | Path, **env: str) -> Done:
+        return self.commands.run(*args, SNAPFS_REPOSITORY=str(self.place), **env)
+
+    def save(self) -> None:
+        for part in PARTS[:3]:
+            shutil.copytree(self.home / part, self._saved / part, dirs_exist_ok=True)
+
+    # ---- before --------------------------------------------------------------------------------------------------
+
+    def reset(self, verb: str) -> None:
+        """What there is before the command.  The folder of the repository stays, so that it is still at the same place."""
+        self.place = self.home / (NOT_YET if verb == "init" else "repository")
+        for part in (*PARTS, Path(NOT_YET).parts[0]):
+            place = self.home / part
+            if place.is_dir() and part not in PARTS[:3]:
+                shutil.rmtree(place)
+            if part in PARTS[:3]:
+                for entry in os.scandir(place):
+                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(
+                        entry.path
+                    )
+                saved = self._saved / ("bare" if verb == "first backup" else "") / part
+                if saved.is_dir():
+                    shutil.copytree(saved, place, dirs_exist_ok=True)
+
+    # ---- the command ---------------------------------------------------------------------------------------------
+
+    def args(self, verb: str) -> list[str | Path]:
+        more: dict[str, list[str | Path]] = {
+            "backup": [self.source],
+            "forget": ["--yes", self.oldest.hex()],
+            "tag": ["--add", "t", self.kept.hex()],
+            "key remove": [self.other_key],
+            "restore": [f"{self.kept.hex()}:{self.source}", "-t", self.home / "target"],
+            "check": ["--read-data"],
+        }
+        if verb == "first backup":
+            verb = "backup"
+        return [*verb.split(), *more.get(verb, [])]
+
+    def run(self, verb: str, fault: Fault = NO_FAULT, log: Path | None = None, **more: Any) -> Done:
+        return self.commands.run(
+            *self.args(verb), fault=fault, log=log, SNAPFS_REPOSITORY=str(self.place), **more
+        )
+
+    def calls(self, verb: str, what: int = 1) -> int:
+        """How many calls it makes when nothing goes wrong."""
+        self.reset(verb)
+        done = self.run(verb, Fault(what=what))
+        assert done.code == 0, done
+        return done.calls
+
+    # ---- afterwards ----------------------------------------------------------------------------------------------
+
+    def open(self, password: bytes = PASSWORD) -> Repository:
+        return Repository.open(
+            str(self.place), password,
+            cache_dir=str(self.home / "cache/snapfs"), state_dir=str(self.home / "state/snapfs"),
+        )  # fmt: skip
+
+    def read(self, repository: Repository, snapshot: StoredSnapshot) -> same.Tree:
+        node = repository.trees.resolve(snapshot.record.root, os.fsencode(self.source))
+        return same.in_snapshot(repository, node)
+
+    def whole(self, verb: str, code: int) -> None:
+        """Every committed snapshot is there and reads back, and so does whatever else is shown."""
+        must = dict(self.committed) if verb != "first backup" else {}
+        if verb == "forget" and code == 0:
+            del must[self.oldest]
+        may_go = {self.oldest} if verb == "forget" else set()
+        with self.open(self._password(verb, code)) as repository:
+            remembered = {head.name for head in repository.client.remembered.heads}
+            problems = repository.events.load().problems
+            assert problems == [], problems
+            assert repository.client.id == self._client or verb == "first backup", (
+                "this machine forgot who it is"
+            )
+            if code == 0 and self.remembers:
+                assert remembered >= {head.name for head in repository.events.load().heads}, (
+                    "heads are forgotten"
+                )
+            shown = {s.id: s for s in repository.snapshots()}
+            assert must.keys() - may_go <= shown.keys(), "a committed snapshot is gone"
+            new = shown.keys() - self.committed.keys()
+            assert not new or verb.endswith("backup"), "something is shown that was never made"
+            assert new or code or not verb.endswith("backup"), "a snapshot that was said to be saved is gone"
+            for key, snapshot in shown.items():
+                found = same.differences(self.committed.get(key, self.now), self.read(repository, snapshot))
+                assert found == [], found
+            if verb == "forget" and code == 0:
+                assert self.oldest not in shown
+            if verb == "tag" and code == 0:
+                assert b"t" in shown[self.kept].tags
+        if verb == "restore" and code == 0:
+            self._restored()
+
+    def _restored(self, top: bool = True) -> None:
+        """`top`: the target was made by the restore; one that was there keeps what it has."""
+        found = same.differences(self.committed[self.kept], same.on_disk(self.home / "target"), top=top)
+        assert found == [], found
+
+    def _password(self, verb: str, code: int) -> bytes:
+        """One that has to open the repository now.  Those that nothing was done to still do."""
+        if code == 0 and verb.startswith("key"):
+            assert self._opens(NEW) == (verb != "key remove")
+            assert self._opens(OTHER) == (verb != "key remove"), (
+                "a password that was removed opens it, or another does not"
+            )
+            assert self._opens(PASSWORD) == (verb != "key passwd")
+            return NEW if verb == "key passwd" else PASSWORD
+        if verb == "first backup":  # before there was another
+            return PASSWORD
+        assert self._opens(OTHER) or verb == "key remove"
+        return PASSWORD if verb != "key passwd" or self._opens(PASSWORD) else NEW
+
+    def _opens(self, password: bytes) -> bool:
+        try:
+            self.open(password).close()
+        except WrongPassword:
+            return False
+        return True
+
+    def sound(self, verb: str, code: int) -> None:
+        """Everything that must hold after the command ended so: exit code, or anything else if it was killed."""
+        if verb == "init":
+            self._sound_init(code)
+            return
+        self.whole(verb, code)
+        password = self._password(verb, code).decode()
+        again = self._again(*self.args(verb), SNAPFS_PASSWORD=password)
+        # What was done already is refused, in plain words.
+        refused = {"forget": "no snapshot", "key remove": "is none of the passwords"}.get(verb)
+        if again.code != 0:
+            assert again.code == 1, again
+            assert refused is not None, again
+            assert refused in again.err, again
+        if verb == "restore":
+            self._restored(top=False)
+        self.next_backup((NEW if verb == "key passwd" else PASSWORD).decode())
+
+    def next_backup(self, password: str = PASSWORD.decode()) -> None:
+        done = self._again("backup", "--json", self.source, SNAPFS_PASSWORD=password)
+        assert done.code == 0, done
+        with self.open(password.encode()) as repository:
+            made = json.loads(done.out.splitlines()[-1])["snapshot_id"]
+            (newest,) = (
+                s for s in repository.snapshots() if s.id.hex() == made
+            )  # not by time: clocks jump here
+            found = same.differences(self.now, self.read(repository, newest))
+            assert found == [], found
+            assert os.listdir(self.place / "tmp") == [], "leftovers were not swept"
+            result = check(repository, read_data=True)
+            assert result.ok, result.problems
+
+    def _sound_init(self, code: int) -> None:
+        again = self._again("init")
+        if code == 0:
+            assert again.code == 1, "an init that said it was done has to be there"
+            assert (self.place / "README.txt").read_text() == README
+            with self.open() as repository:
+                assert [note is not None for _, note in repository.key_slots()] == [True]
+        if again.code != 0:
+            assert again.code == 1, again
+            assert "there is a repository here already" in again.err, again
+        self.next_backup()
+        with self.open() as repository:
+            assert len(repository.key_slots()) == 1
+
+    def told(self, done: Done) -> None:
+        """A failure is one line with a documented exit code."""
+        assert one_line(done), done
+        assert done.code in (0, 1, 3, 10, 20) or (done.code == 12 and "cannot be used" in done.err), done
+        if done.code:
+            assert done.err, done
+
+
+def folder(parent: Any = None) -> str | None:
+    """Where a scene lies: in memory if possible."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else parent
+
+
+__all__ = ["NEW", "OTHER", "PARTS", "PASSWORD", "VERBS", "Scene", "folder", "repositories"]

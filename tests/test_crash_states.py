@@ -1,0 +1,130 @@
+"""The power fails at any moment of any command: of all that may be left on the disk then, nothing loses a committed snapshot.
+
+Each command runs once and is logged, call by call; the states are made from the log, so one run is good for thousands of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from snapfs.repo.errors import SnapfsError
+from support import crash
+from support.crash import Before, Disk, Op
+from support.interpose import DIE, NO_FAULT, Fault
+from support.scene import PARTS, VERBS, Scene, folder
+from support.torture import Rounds
+
+pytestmark = pytest.mark.torture
+CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsync, and says so
+NOT_OURS = {"fsync of cache/snapfs/*/index/00000001/data.mdb"}
+"""LMDB's own, of a file that can be built anew: what is wrong then is found, and costs a rebuild."""
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=folder()) as home:
+        made = Scene(Path(home), tmp_path_factory.mktemp("scene") / "source")
+        yield made
+        made.close()
+
+
+def record(scene: Scene, verb: str, *later: str, fault: Fault = NO_FAULT) -> tuple[Before, list[Op]]:
+    """What was there before, and all that the command did, and those after it."""
+    scene.reset(verb)
+    before, log, ops = Before(scene.home), scene.source.parent / "log", []
+    for number, command in enumerate((verb, *later)):
+        done = scene.run(command, Fault() if number else fault, log)
+        assert done.code == (0 if number or not fault.action else KILLED), done
+        ops += crash.load(log)
+    return before, ops
+
+
+@pytest.mark.parametrize("verb", CUT)
+def test_what_a_power_cut_leaves_is_enough(scene: Scene, rounds: Rounds, verb: str) -> None:
+    before, ops = record(scene, verb)
+    for seed in rounds.seeds(2):
+        chance = Random(seed)
+        at = chance.choice((len(ops), chance.randrange(len(ops) + 1)))
+        Disk(before, ops[:at]).cut(chance if chance.random() < 0.8 else None).make(keep=PARTS[:3])
+        scene.sound(verb, 0 if at == len(ops) else KILLED)
+
+
+@pytest.mark.parametrize("later", ["snapshots", "backup", "repair index"])
+def test_what_a_dead_writer_left_is_not_relied_on_before_it_is_durable(
+    scene: Scene, rounds: Rounds, later: str
+) -> None:
+    """Killed, and then, during or after the next command, cut from power: what the dead one had named may be gone."""
+    calls = scene.calls("backup")
+    for seed in rounds.seeds(2):
+        chance = Random(seed)
+        # Most of what matters is done at the end, from the first name in the repository on.
+        number = chance.randrange(calls // 4, calls + 1)
+        before, ops = record(scene, "backup", later, fault=Fault(DIE, number))
+        at = chance.choice((len(ops), chance.randrange(len(ops) + 1)))
+        Disk(before, ops[:at]).cut(chance if chance.random() < 0.5 else None).make(keep=PARTS[:3])
+        scene.sound("backup", 0 if at == len(ops) and later == "backup" else KILLED)
+
+
+def noticed(scene: Scene, verb: str, before: Before, ops: list[Op]) -> bool:
+    """Whether what the disk may look like after these operations is found wanting."""
+    for turn in range(20):
+        chance = Random(turn)
+        at = len(ops) if turn < 6 else chance.randrange(len(ops) + 1)
+        Disk(before, ops[:at]).cut(chance if turn else None).make(keep=PARTS[:3])
+        try:
+            scene.sound(verb, 0 if at == len(ops) else KILLED)
+        except (AssertionError, SnapfsError, OSError):
+            return True
+    return False
+
+
+def test_without_any_one_fsync_or_rename_these_tests_fail(scene: Scene, rounds: Rounds) -> None:
+    """The proof that they see: each place of the program that makes something durable is left out in turn."""
+    seen: dict[str, bool] = {}
+    verbs = ("init", "first backup", "key passwd", "key remove") + (
+        ("backup", "forget", "tag") if rounds.long else ()
+    )
+    for verb in verbs:
+        before, ops = record(scene, verb)
+        sites = [crash.site(op, ops, scene.home) for op in ops]
+        for site in dict.fromkeys(sites):
+            if site.startswith(("fsync", "rename")) and not seen.get(site):
+                rest = [op for op, place in zip(ops, sites, strict=True) if place != site]
+                seen[site] = noticed(scene, verb, before, rest)
+                rounds.count()
+    assert len(seen) > 20, seen
+    assert {site for site, found in seen.items() if not found} - NOT_OURS == set()
+
+
+def test_a_name_that_nobody_made_durable_is_not_missed(scene: Scene, rounds: Rounds) -> None:
+    """A command that only lists must not remember a snapshot that the next power cut may take away: its absence would be told
+    as tampering for ever.  Without the fsync it makes for that, this fails."""
+    calls = scene.calls("backup")
+    complete = found = 0
+    for number in range(calls // 2, calls + 1):
+        before, ops = record(scene, "backup", "snapshots", fault=Fault(DIE, number))
+        first = next(
+            (n for n, op in enumerate(ops) if op.kind == crash.RENAME and b"/events/" in op.other), None
+        )
+        made = [n for n, op in enumerate(ops) if op.kind == crash.FSYNC and op.name.endswith("/events")]
+        if first is None or not made:
+            continue
+        complete += 1
+        Disk(before, ops).cut(None).make(keep=PARTS[:3])
+        scene.whole("backup", KILLED)
+        Disk(before, [op for n, op in enumerate(ops) if n not in made]).cut(None).make(keep=PARTS[:3])
+        try:
+            scene.whole("backup", KILLED)
+        except AssertionError:
+            found += 1
+        rounds.count(2)
+        if found and not rounds.long:
+            break
+    assert complete
+    assert found
