@@ -18,7 +18,7 @@ from typing import Any
 from support import mounts
 
 PLACES = (
-    "View.lookup", "View.entry", "View.directory", "View.read", "View.xattr", "View.totals", "View.is_lasting", "Directory.peek",
+    "View.lookup", "View.entry", "View.directory", "View.read", "View.xattr", "View.totals", "View.is_lasting", "Directory.run",
     "HeldLinks.shown", "HeldLinks.inode", "HeldLinks.hold", "HeldLinks.forget", "LocalStorage.read", "Index.get", "Index.copies",
 )  # fmt: skip
 ERRORS = sorted(
