@@ -9,6 +9,7 @@ import errno
 import grp
 import os
 import pwd
+import random
 import socket
 import stat
 import time
@@ -22,7 +23,7 @@ import pytest
 
 from snapfs.repo.content import Span
 from snapfs.repo.errors import SnapfsError, TargetError, UsageError
-from snapfs.repo.model import BlobId, Holes, KiB, Kind, MiB, Node, NodeType, Xattr
+from snapfs.repo.model import BlobId, Holes, KiB, Kind, Location, MiB, Node, NodeType, VolumeKind, Xattr
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
 from snapfs.repo.restore import Overwrite, RestoreOptions, RestoreResult, Selection, restore
@@ -32,6 +33,7 @@ from snapfs.repo.restore._making import make_files
 from snapfs.repo.restore.filling import data_between, spans_with_holes
 from snapfs.repo.restore.walk import stripped
 from snapfs.repo.trees import DirectoryWriter
+from snapfs.repo.volumes import Volumes
 from support import repositories
 
 ROOT = os.geteuid() == 0
@@ -943,3 +945,37 @@ def test_as_an_ordinary_user(case: Case) -> None:
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (1000, 0o555), "setuid would be for the wrong user"
     assert stat.S_IMODE((case.target / "closed" / "below").stat().st_mode) == 0
     assert (case.target / "closed" / "below" / "f").stat().st_mtime_ns == 10**9
+
+
+def test_scattered_frames_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after many snapshots: each frame holds files from all over the tree, and all of them together fit into memory."""
+    source, count = tmp_path / "source", 440
+    source.mkdir()
+    rng = random.Random(1)
+    for n in range(count):
+        (source / f"{n:03d}").write_bytes(rng.randbytes(64_000))
+    repositories.create(tmp_path)
+    repositories.snapshot(tmp_path, source)
+    later = tmp_path / "later"
+    later.mkdir()
+    for n in range(count):
+        (source / f"{n:03d}").rename(later / f"{n % 4 * (count // 4) + n // 4:03d}")
+    stored = repositories.snapshot(tmp_path, later)
+    assert stored.record.totals.data_blobs == 0, "all of it is known"
+    opened: list[tuple[int, int]] = []
+    real = Volumes.frame
+
+    def frame(volumes: Volumes, kind: VolumeKind, name: bytes, at: Location) -> Any:
+        if kind is VolumeKind.DATA:
+            opened.append((at.volume, at.frame))
+        return real(volumes, kind, name, at)
+
+    monkeypatch.setattr(Volumes, "frame", frame)
+    with repositories.open_(tmp_path) as repository:
+        node = repository.trees.resolve(stored.record.root, os.fsencode(later))
+        result = restore(repository, node, os.fsencode(tmp_path / "target"), RestoreOptions())
+    assert result.errors == 0
+    for path in later.iterdir():
+        assert (tmp_path / "target" / path.name).read_bytes() == path.read_bytes()
+    assert len(set(opened)) >= count // 5
+    assert len(opened) == len(set(opened))

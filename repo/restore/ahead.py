@@ -20,7 +20,8 @@ LARGE = MiB
 """Files longer than that (bytes) are not read ahead."""
 STEPS = 256
 BYTES = 8 * MiB
-_ASKED = 256
+_ASKED = 64
+"""Frames remembered as asked for: not more than surely are in memory still."""
 _PLACES = 4096
 
 

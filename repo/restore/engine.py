@@ -31,8 +31,9 @@ _HOPELESS = {
     errno.EDQUOT: "free some space there, or choose another target",
     errno.EROFS: "choose another target",
 }
-_CACHE_BYTES = 24 * MiB
-"""Frames are used in the order of the walk, so that more would only be memory."""
+_CACHE_BYTES = 64 * MiB
+"""Frames are used in the order of the walk where one run wrote them all; after many, what is read ahead lies in a frame a file,
+and has to stay until its turn."""
 _ONE_VOLUME = (errno.EIO, errno.ENOENT, errno.EACCES, errno.EPERM)
 """Errors of the repository's storage that need not tell of more than one volume."""
 
