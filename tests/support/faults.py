@@ -41,6 +41,10 @@ Half = Callable[[], Any] | None
 class Fault:
     """Base, and the one that does nothing.  `hit` is called in place of the call; `do` makes it, `half` makes half of it."""
 
+    def __init__(self) -> None:
+        self.off = threading.Event()
+        """The end has come, and what belongs to it is being done: no other thread goes on."""
+
     def hit(self, kind: str, do: Do, half: Half) -> Any:
         return do()
 
@@ -49,10 +53,12 @@ class Die(Fault):
     """`book`, `page`: what was not durable then is left in a file, for a Disk that goes on from there."""
 
     def __init__(self, book: Disk | None = None, page: Path | None = None) -> None:
+        super().__init__()
         self._book = book
         self._page = page
 
     def hit(self, kind: str, do: Do, half: Half) -> Any:
+        self.off.set()
         if half is not None:
             half()
         if self._book and self._page:
@@ -62,10 +68,9 @@ class Die(Fault):
 
 class Cut(Fault):
     def __init__(self, disk: Disk, seed: int) -> None:
+        super().__init__()
         self._disk = disk
         self._seed = seed
-        self.off = threading.Event()
-        """The power is off, and what that does is being done."""
 
     def hit(self, kind: str, do: Do, half: Half) -> Any:
         self.off.set()
@@ -77,6 +82,7 @@ class Cut(Fault):
 
 class Fail(Fault):
     def __init__(self, number: int) -> None:
+        super().__init__()
         self.number = number
 
     def hit(self, kind: str, do: Do, half: Half) -> Any:
@@ -87,6 +93,7 @@ class Fail(Fault):
 
 class Delay(Fault):
     def __init__(self, seconds: float = 0.05) -> None:
+        super().__init__()
         self._seconds = seconds
 
     def hit(self, kind: str, do: Do, half: Half) -> Any:
@@ -124,8 +131,9 @@ class Calls:
             yield self
 
     def stand_still(self) -> None:
-        """Once the power is off, no other thread does or says anything, although it lives on until all losses are made."""
-        if isinstance(self._fault, Cut) and self._fault.off.is_set():
+        """Once the power is off, or the process killed, no other thread does or says anything, although it lives on until all
+        losses are made, or noted."""
+        if self._fault.off.is_set():
             time.sleep(60)
 
     def _call(self, kind: str, do: Do, half: Half = None) -> Any:
