@@ -13,8 +13,7 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.render import complain, count, document, line, named, out, size, text
 from snapfs.repo.check.engine import check as run_check
 from snapfs.repo.check.findings import CheckResult
-
-_DAMAGED = 20
+from snapfs.repo.errors import Damaged, RolledBack
 
 
 @command()
@@ -24,7 +23,7 @@ def check(settings: Settings, read_data: bool) -> int:
 
     Without --read-data, this looks whether everything that the snapshots need is there; with it, whether every byte is what was
     written, which takes as long as reading the whole repository.  Damage is named with the files that it hits, and the exit code
-    is 20.
+    is 20; where nothing is damaged, but snapshots that were here are gone, it is 25.
 
     \b
     Examples:
@@ -32,7 +31,7 @@ def check(settings: Settings, read_data: bool) -> int:
       snapfs check --read-data
     """
     progress = reporter(settings, job=True)
-    with open_repository(settings, progress) as repository:
+    with open_repository(settings, progress, even_rolled_back=True) as repository:
         try:
             result = run_check(repository, read_data=read_data, progress=progress)
         finally:
@@ -41,7 +40,9 @@ def check(settings: Settings, read_data: bool) -> int:
         _print_json(result, read_data)
     else:
         _print(settings, result, read_data)
-    return 0 if result.ok else _DAMAGED
+    if result.only_rolled_back:
+        return RolledBack.exit_code
+    return 0 if result.ok else Damaged.exit_code
 
 
 def _print(settings: Settings, result: CheckResult, read_data: bool) -> None:

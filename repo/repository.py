@@ -20,6 +20,7 @@ from snapfs.repo.errors import (
     RepositoryError,
     RepositoryExists,
     RepositoryNotFound,
+    RolledBack,
     StorageError,
 )  # fmt: skip
 from snapfs.repo.events import Events, KeyNote, StoredSnapshot
@@ -126,7 +127,7 @@ class Repository:
         here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
         state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
-        client = Client(os.path.join(state_dir, here), system)
+        client = Client(os.path.join(state_dir, here), system, storage.real_path)
         slot, bundle = open_with(password, storage, repository, client.remembered.slot)
         keys = Keys(bundle, f"keys/{slot[:8]}")
         config, problem = _open_config(storage, keys, bundle, repository)
@@ -182,10 +183,34 @@ class Repository:
         """Complete and not forgotten, ascending by time.  What is wrong with the events is said once."""
         state = self.events.load()
         for problem in state.problems:
-            if problem not in self._said:
-                self._said.add(problem)
-                self._progress.notice(problem)
+            self._say_once(problem)
         return state.snapshots
+
+    def refuse_rollback(self, accept: bool = False) -> None:
+        """Raise RolledBack if events are gone that were here; `accept`: take that for right, and remember it.
+
+        What this machine cannot know, because it was not here before, is said.
+        """
+        state = self.events.load()
+        if self.client.was_damaged:
+            self._say_once(
+                "what this machine remembered of this repository is damaged: it begins anew as a new client, and cannot tell "
+                "whether the repository was put back to an older state since"
+            )
+        elif self.client.is_new and not self.client.predecessors and state.snapshots:
+            self._say_once(
+                "this machine uses this repository at this place for the first time: it cannot tell whether it was put back to "
+                "an older state before now"
+            )
+        if state.missing:
+            if not accept:
+                raise RolledBack(list(state.missing.values()))
+            self.events.accept()
+
+    def _say_once(self, notice: str) -> None:
+        if notice not in self._said:
+            self._said.add(notice)
+            self._progress.notice(notice)
 
     def writer(self, *, compression: str = "auto", volume_size: int | None = None) -> BlobWriter:
         return BlobWriter(

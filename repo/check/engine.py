@@ -48,6 +48,11 @@ class _Check:
         state = repository.events.load()
         for text in state.problems:
             result.add("event", text, "events")
+        result.missing_events = len(state.missing)
+        if state.accepted:
+            result.notes.append(
+                f"{len(state.accepted)} events are missing; that was accepted on this machine (--accept-rollback)"
+            )
         if repository.config_problem is not None:
             result.add("config", repository.config_problem, "config")
         self._leftovers()

@@ -138,7 +138,8 @@ class LocalStorage:
         self._was_there = self._is_there()
         # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from
         # the original.
-        self.identity = os.fsencode(os.path.realpath(self.place)) + b"\0%d" % info.st_ino
+        self.real_path = os.fsencode(os.path.realpath(self.place))
+        self.identity = self.real_path + b"\0%d" % info.st_ino
 
     def path(self, name: str) -> str:
         return f"{self.place}/{name}"
