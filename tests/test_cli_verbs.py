@@ -502,3 +502,20 @@ def test_damage_is_said_and_exits_20(cli: Cli) -> None:
     assert f"{cli.source}/large" in done.out
     assert cli("restore", "latest", "-t", "back").code == 20
     assert cli("dump", "latest", f"{cli.source}/large", "-t", "x").code == 20
+
+
+def test_a_part_of_the_data_is_checked(cli: Cli) -> None:
+    (cli.source / "large").write_bytes(bytes(100_000))
+    cli.snapshot()
+    assert "no damage found" in cli("check", "--read-data-subset", "1/1").ok().out
+    done = cli("check", "--read-data-subset", "1%", "--json").ok().json
+    assert (done["volumes_read"], done["volumes"], done["read_data"]) == (1, 2, False)
+    assert "in what was read" in cli("check", "--read-data-subset", "1").ok().out
+    for args in (
+        ["--read-data", "--read-data-subset", "1/2"],
+        ["--read-data-subset", "5/2"],
+        ["--read-data-subset", ""],
+    ):
+        refused = cli("check", *args)
+        assert (refused.code, refused.err.count("\n")) == (1, 1), refused
+        assert "--read-data-subset" in refused.err

@@ -1,8 +1,8 @@
 """Is everything there that the snapshots refer to, and is it what was written?
 
-Three looks, each in bounded memory: the events; the volumes (directories, or with `read_data` every byte: scrub.py); the
-snapshots' trees (treecheck.py).  Nothing is repaired here but the index; damaged volumes are marked in it so that the next
-backup stores their blobs anew.
+Three looks, each in bounded memory: the events; the volumes (directories, or with `read_data` every byte: scrub.py; which
+ones: subset.py); the snapshots' trees (treecheck.py).  Nothing is repaired here but the index; damaged volumes are noted, so
+that the next backup stores their blobs anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from snapfs.repo.check.findings import Affected, CheckResult, Problem
 from snapfs.repo.check.scrub import Examiner, VolumeReport, fingerprint
+from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import VolumeKind
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Affected", "CheckResult", "Problem", "check"]
 
 
-def check(repository: Repository, *, read_data: bool = False, progress: Progress = SILENT) -> CheckResult:
-    """Look at everything, `read_data`: at every byte.  Damage is in the result; raises only where the place itself fails."""
+def check(
+    repository: Repository, *, read_data: bool | Subset = False, progress: Progress = SILENT
+) -> CheckResult:
+    """Look at everything, `read_data`: at every byte, or at every byte of some volumes.  Damage is in the result; raises only
+    where the place itself fails."""
     try:
         return _Check(repository, read_data, progress).run()
     except IndexBroken as error:
@@ -35,7 +39,7 @@ def check(repository: Repository, *, read_data: bool = False, progress: Progress
 
 
 class _Check:
-    def __init__(self, repository: Repository, read_data: bool, progress: Progress) -> None:
+    def __init__(self, repository: Repository, read_data: bool | Subset, progress: Progress) -> None:
         self._repository = repository
         self._read_data = read_data
         self._progress = progress
@@ -94,12 +98,13 @@ class _Check:
     def _volumes(self) -> None:
         repository, result = self._repository, self._result
         index, listing = repository.index, self._list()
-        total = sum(size for _, size in listing.values()) if self._read_data else None
+        read = self._chosen(listing)
+        total = sum(listing[name][1] for name in read) if read else None
         self._progress.phase("check volumes", len(listing), total)
         listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
         sound: dict[bytes, int] = {}
         damaged: set[bytes] = set()
-        for report in Examiner(repository.volumes, repository.keys, self._read_data).examine_all(listed):
+        for report in Examiner(repository.volumes, repository.keys, read).examine_all(listed):
             self._count(report)
             if report.problems:
                 damaged.add(report.name)
@@ -112,13 +117,19 @@ class _Check:
         if damaged:
             index.mark(damaged, False)
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
-        if unusable and self._read_data:
-            index.mark(unusable, True)
-            result.notes.append(f"{len(unusable)} volumes found damaged earlier are sound now")
-        elif unusable:
+        if again := unusable & read:
+            index.mark(again, True)
+            result.notes.append(f"{len(again)} volumes found damaged earlier are sound now")
+        if unread := unusable - read:
             result.notes.append(
-                f"{len(unusable)} volumes were found damaged earlier; `check --read-data` reads them again"
+                f"{len(unread)} volumes were found damaged earlier; `check --read-data` reads them again"
             )
+
+    def _chosen(self, listing: Listing) -> set[bytes]:
+        """Names of the volumes to be read whole."""
+        if isinstance(self._read_data, Subset):
+            return self._read_data.choose(listing, self._repository.system.entropy)
+        return set(listing) if self._read_data else set()
 
     def _count(self, report: VolumeReport) -> None:
         if self._progress.interrupted:
@@ -131,8 +142,9 @@ class _Check:
         result.blobs += report.blobs
         result.bytes_plain += report.plain
         result.bytes_stored += report.size
-        result.bytes_read += report.size if self._read_data else 0
-        self._progress.advance(files=1, bytes=report.size if self._read_data else 0)
+        result.volumes_read += report.read
+        result.bytes_read += report.size if report.read else 0
+        self._progress.advance(files=1, bytes=report.size if report.read else 0)
 
     def _index_disagrees(self, prints: dict[bytes, int]) -> bool:
         """Whether the index says anything else of the sound volumes than their directories do."""

@@ -43,6 +43,8 @@ class CheckResult:
     pages: int = 0
     """Distinct directory pages walked."""
     bytes_stored: int = 0
+    volumes_read: int = 0
+    """Of which every byte was read."""
     bytes_read: int = 0
     """Of volumes, with `read_data`."""
     bytes_plain: int = 0
