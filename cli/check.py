@@ -1,4 +1,4 @@
-"""`snapfs check`, `snapfs repair index`."""
+"""`snapfs check`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from snapfs.cli.opening import open_repository
-from snapfs.cli.options import Settings, command, contradiction, settings_options
+from snapfs.cli.options import Settings, command, contradiction
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import complain, count, document, line, named, out, size, text
 from snapfs.repo.check.engine import check as run_check
@@ -60,10 +60,7 @@ def _print(settings: Settings, result: CheckResult) -> None:
         complain(f"damage: {line(problem.where)}: {line(problem.message)}")
     if result.problem_count > len(result.problems):
         complain(f"... and {result.problem_count - len(result.problems):,} more")
-    for affected in result.affected:
-        out(f"affected: {affected.snapshot}:{text(affected.path)} ({affected.what})")
-    if result.affected_count > len(result.affected):
-        out(f"... and {result.affected_count - len(result.affected):,} more files")
+    print_affected(result)
     if settings.quiet:
         return
     for note in result.notes:
@@ -83,14 +80,20 @@ def _print(settings: Settings, result: CheckResult) -> None:
             f"damage found: {count(result.problem_count, 'problem')}, {count(result.affected_count, 'affected file')}"
         )
         out(
-            "The next backup stores what it still finds in the sources again; the rest needs a copy of the repository."
+            "The next backup stores what it still finds in the sources again, `snapfs repair volumes` saves what still opens; "
+            "the rest needs a copy of the repository."
         )
 
 
-def _print_json(result: CheckResult) -> None:
-    for problem in result.problems:
-        error = {"message_type": "error", "kind": problem.kind, "message": problem.message}
-        complain(json.dumps({**error, "where": problem.where}))
+def print_affected(result: CheckResult, word: str = "affected") -> None:
+    """The files that damage hits, one a line."""
+    for affected in result.affected:
+        out(f"{word}: {affected.snapshot}:{text(affected.path)} ({affected.what})")
+    if result.affected_count > len(result.affected):
+        out(f"... and {result.affected_count - len(result.affected):,} more files")
+
+
+def affected_json(result: CheckResult) -> None:
     for affected in result.affected:
         document(
             {
@@ -100,6 +103,13 @@ def _print_json(result: CheckResult) -> None:
                 "what": affected.what,
             }
         )
+
+
+def _print_json(result: CheckResult) -> None:
+    for problem in result.problems:
+        error = {"message_type": "error", "kind": problem.kind, "message": problem.message}
+        complain(json.dumps({**error, "where": problem.where}))
+    affected_json(result)
     summary: dict[str, Any] = {
         "message_type": "summary",
         "num_errors": result.problem_count,
@@ -114,45 +124,3 @@ def _print_json(result: CheckResult) -> None:
         "bytes_read": result.bytes_read,
     }
     document(summary)
-
-
-@click.group()
-@settings_options(hidden=True)
-def repair() -> None:
-    """Mend what can be mended.
-
-    \b
-    Example:
-      snapfs repair index
-    """
-
-
-@command(name="index")
-def index(settings: Settings) -> None:
-    """Build the index anew from the volumes.
-
-    The index is this machine's list of what is where in the repository.  A damaged or missing one is rebuilt without being
-    asked; this is for when it is suspected of being wrong.
-
-    \b
-    Example:
-      snapfs repair index
-    """
-    progress = reporter(settings, job=True)
-    with open_repository(settings, progress) as repository:
-        try:
-            repository.index.reset()
-            repository.synchronise(thorough=True, progress=progress)
-        finally:
-            progress.close()
-        volumes = list(repository.index.volumes())
-    unusable = sum(not volume.usable for volume in volumes)
-    if settings.json:
-        document({"message_type": "summary", "volumes": len(volumes), "damaged_volumes": unusable})
-    elif not settings.quiet:
-        out(f"rebuilt the index from {count(len(volumes), 'volume')}")
-        if unusable:
-            out(f"{count(unusable, 'volume')} damaged: `snapfs check` names the files")
-
-
-repair.add_command(index)

@@ -38,7 +38,7 @@ VERBS = {
     "dump": ("dump", "Print a file, or a folder as a tar archive"),
     "stats": ("stats", "Show sizes"),
     "check": ("check", "Verify that all snapshots can be read"),
-    "repair": ("check", "Mend what can be mended"),
+    "repair": ("repair", "Mend what can be mended"),
     "tag": ("snapshots", "Change the tags of snapshots"),
     "forget": ("snapshots", "Remove snapshots from the list"),
     "key": ("key", "Manage passwords"),

@@ -12,7 +12,8 @@
     |   |-- UnsupportedFormat   written by a newer snapfs, or with a feature this one lacks
     |   |-- StorageError        the place itself failed: I/O error, full disk, no permission
     |   `-- Damaged             bytes are not what was written
-    |       `-- BlobMissing     no volume holds a blob that something refers to
+    |       |-- BlobMissing     no volume holds a blob that something refers to
+    |       `-- VolumeMissing   a volume that the index knows is not there
     |-- SourceError             one file of the source could not be read: reported, the rest goes on
     |-- TargetError             one file could not be restored: reported, the rest goes on
     `-- MountError              the mount could not be made or taken away
@@ -104,6 +105,10 @@ class BlobMissing(Damaged):
     def __init__(self, blob: bytes, where: str = "") -> None:
         super().__init__(f"blob {blob.hex()[:16]} is in no volume", where)
         self.blob = blob
+
+
+class VolumeMissing(Damaged):
+    pass
 
 
 class SourceError(SnapfsError):

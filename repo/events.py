@@ -57,6 +57,8 @@ class State:
     snapshots: list[StoredSnapshot] = field(default_factory=list)
     """Complete and not forgotten, ascending by time."""
     checkpoints: list[StoredSnapshot] = field(default_factory=list)
+    forgotten: frozenset[bytes] = frozenset()
+    """Ids of snapshots that are not shown any more."""
     problems: list[str] = field(default_factory=list)
     """All that is wrong with the events; what is `missing` is among it."""
     missing: dict[bytes, str] = field(default_factory=dict)
@@ -134,15 +136,23 @@ class Events:
             self._system.salt(self._client.id),
             epoch=self._keys.epoch,
         )
-        data = seal_record(sealer, records.encode(event))
+        record = records.encode(event)
+        data = seal_record(sealer, record)
         if len(data) > _LARGEST_EVENT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
         name = hashlib.sha256(data).digest()
-        self._storage.put(f"events/{name.hex()}", data)
+        self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, record, back))
         self._opened[name] = event
         self._state = self._fold()
         self._remember(self._state)
         return name
+
+    def _verify(self, name: bytes, record: bytes, back: bytes) -> None:
+        """Raise Damaged unless a stranger would find this record under this name."""
+        where = "an event just written"
+        opener = Opener(self._keys.sealing(L.EVENT), back, where, L.EVENT, self._repository)
+        if hashlib.sha256(back).digest() != name or open_record(opener, back) != record:
+            raise Damaged("does not read back as it was meant: is the memory of this machine sound?", where)
 
     def publish_snapshot(self, snapshot: Snapshot) -> StoredSnapshot:
         record = records.encode(snapshot)
@@ -204,6 +214,7 @@ class Events:
                 state.key_notes[body.ids[0]] = KeyNote(label, host, user, event.time)
         live = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values() if s.id not in forgotten]
         live.sort(key=lambda s: (s.record.time, s.id))
+        state.forgotten = frozenset(forgotten)
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
         return state

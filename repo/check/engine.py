@@ -7,6 +7,7 @@ that the next backup stores their blobs anew.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from snapfs.repo.check.findings import Affected, CheckResult, Problem
@@ -16,6 +17,7 @@ from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import VolumeKind
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.storage.base import TRASH
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class _Check:
         self._read_data = read_data
         self._progress = progress
         self._result = CheckResult()
+        self._there: Collection[bytes] = ()
+        """Names of the volumes that are there."""
         self._gone: dict[bytes, tuple[str, str]] = {}
         """Volumes the index knew that are absent or of another size: name -> (path, why)."""
 
@@ -74,6 +78,7 @@ class _Check:
         result.take(walk.found)
         self._absences(walk)
         repository.index.mark(walk.unreadable, False)
+        repository.note_damaged(walk.unreadable.intersection(self._there))
         return result
 
     def _leftovers(self) -> None:
@@ -82,6 +87,11 @@ class _Check:
             self._result.notes.append(
                 f"{len(sizes)} unfinished files ({sum(sizes)} bytes) in tmp/: of a backup that runs, or that was "
                 "cut off; the next one sweeps them up"
+            )
+        sizes = [size for _, size in self._repository.storage.list(TRASH)]
+        if sizes:
+            self._result.notes.append(
+                f"{len(sizes)} damaged volumes ({sum(sizes)} bytes) in {TRASH}/: set aside by `repair volumes`, read by nobody"
             )
 
     def _list(self) -> dict[bytes, tuple[VolumeKind, int]]:
@@ -98,6 +108,7 @@ class _Check:
     def _volumes(self) -> None:
         repository, result = self._repository, self._result
         index, listing = repository.index, self._list()
+        self._there = listing.keys()
         read = self._chosen(listing)
         total = sum(listing[name][1] for name in read) if read else None
         self._progress.phase("check volumes", len(listing), total)
@@ -115,10 +126,10 @@ class _Check:
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
         if damaged:
-            index.mark(damaged, False)
+            repository.note_damaged(damaged)
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
         if again := unusable & read:
-            index.mark(again, True)
+            repository.note_sound(again)
             result.notes.append(f"{len(again)} volumes found damaged earlier are sound now")
         if unread := unusable - read:
             result.notes.append(
@@ -162,5 +173,5 @@ class _Check:
         for name, (path, why) in self._gone.items():
             if name in walk.unreadable or (walk.homeless and name not in known):
                 self._result.add("volume", why, path)
-            else:
+            elif self._repository.storage.size(f"{TRASH}/{path}") is None:
                 self._result.notes.append(f"{path}: {why}; no snapshot needs anything that was only there")
