@@ -136,26 +136,30 @@ class Events:
             self._system.salt(self._client.id),
             epoch=self._keys.epoch,
         )
-        record = records.encode(event)
-        data = seal_record(sealer, record)
+        data = seal_record(sealer, records.encode(event))
         if len(data) > _LARGEST_EVENT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
         name = hashlib.sha256(data).digest()
-        self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, record, back))
+        self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, event, back))
         self._opened[name] = event
         self._state = self._fold()
         self._remember(self._state)
         return name
 
-    def _verify(self, name: bytes, record: bytes, back: bytes) -> None:
-        """Raise Damaged unless a stranger would find this record under this name."""
+    def _verify(self, name: bytes, event: Event, back: bytes) -> None:
+        """Raise Damaged unless a stranger would find this event under this name."""
         where = "an event just written"
         opener = Opener(self._keys.sealing(L.EVENT), back, where, L.EVENT, self._repository)
-        if hashlib.sha256(back).digest() != name or open_record(opener, back) != record:
+        found = records.decode(Event, open_record(opener, back), where)
+        if hashlib.sha256(back).digest() != name or found != event:
             raise Damaged("does not read back as it was meant: is the memory of this machine sound?", where)
 
     def publish_snapshot(self, snapshot: Snapshot) -> StoredSnapshot:
         record = records.encode(snapshot)
+        if records.decode_snapshot(record, "the new snapshot") != snapshot:
+            raise Damaged(
+                "does not read back as it was meant: is the memory of this machine sound?", "the new snapshot"
+            )
         kind = records.EVENT_SNAPSHOT if snapshot.complete else records.EVENT_CHECKPOINT
         self.publish(EventBody(kind, record))
         return StoredSnapshot(self._keys.snapshot_id(record), snapshot, snapshot.tags, self._client.id)

@@ -241,11 +241,14 @@ class Index:
         self._load_volumes()
 
     def _walk(self) -> None:
-        """Touch every page that holds a blob."""
+        """Touch every page that holds a blob.  Raises IndexBroken for more of them than there is room for: pages in a circle."""
         self._open_env()
+        info = self._env.info()
+        most = (info["last_pgno"] + 1) * self._env.stat()["psize"] // _VALUE.size
         with self._env.begin(db=self._blobs) as txn:
-            for _ in txn.cursor():
-                pass
+            for number, _ in enumerate(txn.cursor()):
+                if number > most:
+                    raise IndexBroken("its pages form a circle")
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

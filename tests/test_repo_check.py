@@ -221,6 +221,25 @@ def test_an_index_that_disagrees_is_corrected(tmp_path: Path, taken: StoredSnaps
         assert check(repository).notes == []
 
 
+def test_volumes_under_one_another_s_names(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    """The index knows where blobs were before; all can be read all the same, so no file is named."""
+    one, two = volumes(tmp_path, "data")[:2]
+    os.rename(one, tmp_path / "third")
+    os.rename(two, one)
+    os.rename(tmp_path / "third", two)
+    result = checked(tmp_path, True)
+    assert {os.path.basename(p.where) for p in result.problems} == {one.name, two.name}
+    assert result.affected == []
+
+
+def test_a_key_slot_of_another_password(tmp_path: Path, taken: StoredSnapshot) -> None:
+    with repos.open_(tmp_path) as repository:
+        name = repository.add_key(b"another", cost=repos.CHEAP)
+    flip(tmp_path / "repository/keys" / name, 300)
+    result = checked(tmp_path)
+    assert [(p.kind, p.where) for p in result.problems] == [("key", f"keys/{name}")]
+
+
 def test_an_index_that_lacks_a_volume(tmp_path: Path, taken: StoredSnapshot) -> None:
     with repos.open_(tmp_path) as repository:
         repository.index.reset()

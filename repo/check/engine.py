@@ -7,6 +7,8 @@ that the next backup stores their blobs anew.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -14,10 +16,11 @@ from snapfs.repo.check.findings import Affected, CheckResult, Problem
 from snapfs.repo.check.scrub import Examiner, VolumeReport, fingerprint
 from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
+from snapfs.repo.errors import StorageError
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import VolumeKind
 from snapfs.repo.progress import SILENT, Progress
-from snapfs.repo.storage.base import TRASH
+from snapfs.repo.storage.base import TRASH, hash_in
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ class _Check:
             )
         if repository.config_problem is not None:
             result.add("config", repository.config_problem, "config")
+        self._keys()
         self._leftovers()
         self._volumes()
         walk = TreeCheck(repository, self._progress)
@@ -80,6 +84,24 @@ class _Check:
         repository.index.mark(walk.unreadable, False)
         repository.note_damaged(walk.unreadable.intersection(self._there))
         return result
+
+    def _keys(self) -> None:
+        """Key slots, those of other passwords too: who needs one finds out too late."""
+        storage = self._repository.storage
+        for path, _ in storage.list("keys"):
+            name = hash_in(path)
+            if name is None:
+                continue
+            try:
+                sound = hashlib.sha256(storage.read(path)).digest() == name
+            except StorageError as error:
+                if error.errno != errno.EIO:
+                    raise
+                sound = False
+            if not sound:
+                self._result.add(
+                    "key", "its bytes are not those its name stands for: a password may open nothing", path
+                )
 
     def _leftovers(self) -> None:
         sizes = [size for _, size in self._repository.storage.list("tmp")]
@@ -113,15 +135,17 @@ class _Check:
         total = sum(listing[name][1] for name in read) if read else None
         self._progress.phase("check volumes", len(listing), total)
         listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
-        sound: dict[bytes, int] = {}
+        prints: dict[bytes, int] = {}
+        sound: set[bytes] = set()
         damaged: set[bytes] = set()
         for report in Examiner(repository.volumes, repository.keys, read).examine_all(listed):
             self._count(report)
-            if report.problems:
-                damaged.add(report.name)
-            else:
-                sound[report.name] = report.fingerprint
-        if self._index_disagrees(sound):
+            if (
+                report.fingerprint is not None
+            ):  # a damaged one may be another's bytes, which the index must know
+                prints[report.name] = report.fingerprint
+            (damaged if report.problems else sound).add(report.name)
+        if self._index_disagrees(prints):
             index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
@@ -158,7 +182,7 @@ class _Check:
         self._progress.advance(files=1, bytes=report.size if report.read else 0)
 
     def _index_disagrees(self, prints: dict[bytes, int]) -> bool:
-        """Whether the index says anything else of the sound volumes than their directories do."""
+        """Whether the index says anything else of the volumes than their directories do."""
         index = self._repository.index
         sums = {volume.number: 0 for volume in index.volumes()}
         for key, at in index.entries():

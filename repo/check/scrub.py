@@ -42,8 +42,8 @@ class VolumeReport(NamedTuple):
     """Plaintext of its blobs, in bytes, as its directory says."""
     read: bool
     """Whether every byte of it was read."""
-    fingerprint: int
-    """Sum over its blobs of fingerprint(): compared with what the index says of it."""
+    fingerprint: int | None
+    """Sum over its blobs of fingerprint(): compared with what the index says of it.  None: its directory was not read whole."""
 
 
 def fingerprint(key: bytes, at: Location) -> int:
@@ -87,9 +87,8 @@ class Examiner:
                     pass
         except RepositoryError as error:
             found.problem(error)
-        return VolumeReport(
-            name, kind, size, found.problems, found.blobs, found.plain, read, found.fingerprint
-        )
+        print_ = found.fingerprint if found.whole else None
+        return VolumeReport(name, kind, size, found.problems, found.blobs, found.plain, read, print_)
 
     def _read(
         self, found: _Reading, opener: Opener, path: str, name: bytes, size: int, entries: Iterator[Entry]
@@ -149,6 +148,8 @@ class _Reading:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.blobs = self.plain = self.fingerprint = 0
+        self.whole = False
+        """Its directory was read to the end."""
 
     def problem(self, error: RepositoryError) -> None:
         if len(self.problems) < _PROBLEMS:
@@ -161,3 +162,4 @@ class _Reading:
             self.plain += at.length
             self.fingerprint += fingerprint(entry[0][:16], at)
             yield entry
+        self.whole = True

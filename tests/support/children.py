@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ def in_child(work: Callable[[], object]) -> int:
         child = os.fork()
     if child == 0:
         status = 1
+        faulthandler.disable()  # that of the test runner: what dies here dies as outside of it
         try:
             work()
             status = 0
