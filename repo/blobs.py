@@ -116,7 +116,7 @@ class BlobReader:
         finally:
             if new := [name for name in bad if name not in self._told]:
                 self._told.update(new)
-                with contextlib.suppress(IndexBroken):
+                with contextlib.suppress(RepositoryError):  # a full disk, say: what is raised is the damage
                     self._damaged(new)
 
     def cached(self, blob: BlobId, kind: Kind) -> bytes | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterable
 
 import msgspec
@@ -41,6 +42,7 @@ class Client:
 
     def __init__(self, folder: str | None, system: System, place: bytes = b"") -> None:
         """`folder`: <repository>-<place>, beside those of other places; None: nothing is kept."""
+        self._lock = threading.RLock()
         self._path = None if folder is None else os.path.join(folder, "client")
         self.was_damaged = False
         """There was a state file, and it says nothing any more."""
@@ -64,17 +66,24 @@ class Client:
         accepted: Iterable[bytes] | None = None,
         damaged: Iterable[bytes] | None = None,
     ) -> None:
-        old = self.remembered
-        self.remembered = Remembered(
-            old.client,
-            old.heads if heads is None else tuple(heads),
-            old.slot if slot is None else slot,
-            old.place,
-            old.accepted if accepted is None else tuple(accepted),
-            old.damaged if damaged is None else tuple(sorted(damaged)),
-        )
-        if self.remembered != self._read:
-            self._save()
+        """Whatever is given takes the place of what was remembered of it.  From any thread."""
+        with self._lock:
+            old = self.remembered
+            self.remembered = Remembered(
+                old.client,
+                old.heads if heads is None else tuple(heads),
+                old.slot if slot is None else slot,
+                old.place,
+                old.accepted if accepted is None else tuple(accepted),
+                old.damaged if damaged is None else tuple(sorted(damaged)),
+            )
+            if self.remembered != self._read:
+                self._save()
+
+    def remember_damage(self, found: Iterable[bytes] = (), gone: Iterable[bytes] = ()) -> None:
+        """Names of volumes that were found damaged, or are so no more."""
+        with self._lock:
+            self.remember(damaged={*self.remembered.damaged, *found}.difference(gone))
 
     def _load(self, path: str | None) -> Remembered | None:
         if path is None:

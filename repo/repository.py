@@ -226,18 +226,14 @@ class Repository:
     def note_damaged(self, names: Iterable[bytes]) -> None:
         """No backup relies on these volumes any more: in the index, and where the loss of the index does not touch it."""
         names = set(names)
+        self.client.remember_damage(names)
         self.index.mark(names, False)
-        self.client.remember(damaged=names.union(self.client.remembered.damaged))
 
     def note_sound(self, names: Iterable[bytes]) -> None:
         """These volumes were read whole, and are what was written."""
         names = set(names)
         self.index.mark(names, True)
-        self.forget_damaged(names)
-
-    def forget_damaged(self, names: Iterable[bytes]) -> None:
-        """These volumes are sound, or not there any more."""
-        self.client.remember(damaged=set(self.client.remembered.damaged).difference(names))
+        self.client.remember_damage(gone=names)
 
     # ---- passwords -----------------------------------------------------------------------------------------------
 

@@ -81,8 +81,9 @@ class _Check:
                 self._progress.advance(files=1)
         result.take(walk.found)
         self._absences(walk)
-        repository.index.mark(walk.unreadable, False)
-        repository.note_damaged(walk.unreadable.intersection(self._there))
+        if walk.unreadable:
+            repository.index.mark(walk.unreadable, False)
+            repository.note_damaged(walk.unreadable.intersection(self._there))
         return result
 
     def _keys(self) -> None:

@@ -122,7 +122,7 @@ class _Mending:
         # What a disk does not give back today, it may give back at another machine.
         if not self._dry_run and not (salvage.unreadable and mended.lost != 0):
             mended.aside = repository.storage.set_aside(path)
-            repository.forget_damaged([name])
+            repository.client.remember_damage(gone=[name])
         self._result.volumes.append(mended)
 
     def _store(self, writer: BlobWriter, blob: SavedBlob) -> None:
