@@ -54,8 +54,12 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def small_frames() -> Iterator[None]:
-    """So that damage to one page, or one file, does not hit all of a small repository."""
-    with mock.patch.object(L, "JOINED_TREE", 1), mock.patch.object(L, "JOINED_DATA", 8 * KiB):
+    """So that damage to one page, or one file, does not hit all of a small repository; and small pages, whatever its keys."""
+    with (
+        mock.patch.object(L, "JOINED_TREE", 1),
+        mock.patch.object(L, "JOINED_DATA", 8 * KiB),
+        mock.patch.object(L, "PAGE_MAXIMUM", 4 * KiB),
+    ):
         yield
 
 
