@@ -17,6 +17,7 @@ from snapfs.repo.storage.local import LocalStorage
 from support import repositories
 from support.cli import Cli
 from support.sources import Desk, Watch
+from support.torture import Rounds
 from support.trees import File
 
 
@@ -177,13 +178,16 @@ def _flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
 
 
-def test_every_flip_in_the_state_file_makes_a_new_client_and_never_a_false_alarm(history: History) -> None:
+@pytest.mark.torture
+def test_every_flip_in_the_state_file_makes_a_new_client_and_never_a_false_alarm(
+    history: History, rounds: Rounds
+) -> None:
     """Nor does it make another client's id, which would fork that client's chain."""
     (path,) = (history.folder / "state").glob("*/client")
     before = path.read_bytes()
     with history.open() as repository:
         own = repository.client.id
-    for at in range(len(before)):
+    for at in rounds.some(range(len(before)), 40):
         path.write_bytes(_flipped(before, at))
         with history.open() as repository:
             repository.refuse_rollback()

@@ -17,6 +17,7 @@ from snapfs.repo.salvage import Salvage
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.volumes import Volumes, object_name
 from support.parts import KEYS, REPOSITORY, seal_volume
+from support.torture import Rounds
 from support.trees import noise
 
 FRAMES = [
@@ -93,9 +94,10 @@ def test_several_headers_in_a_row(volumes: Volumes) -> None:
     assert saved(volumes, broken(at[1].offset, at[2].offset, at[3].offset, -1)) == BY_FRAME[0] | BY_FRAME[4]
 
 
-def test_any_bit_of_the_volume_s_header(volumes: Volumes) -> None:
+@pytest.mark.torture
+def test_any_bit_of_the_volume_s_header(volumes: Volumes, rounds: Rounds) -> None:
     """All of it is known, follows from the salt, or pins the salt."""
-    for bit in range(8 * L.HEADER_SIZE):
+    for bit in rounds.some(range(8 * L.HEADER_SIZE), 60):
         data = bytearray(GOOD)
         data[bit >> 3] ^= 1 << (bit & 7)
         assert saved(volumes, bytes(data)) == ALL.keys(), bit
