@@ -1,4 +1,4 @@
-"""`snapfs check`, `snapfs repair index`."""
+"""`snapfs check`."""
 
 from __future__ import annotations
 
@@ -8,75 +8,92 @@ from typing import Any
 import click
 
 from snapfs.cli.opening import open_repository
-from snapfs.cli.options import Settings, command, settings_options
+from snapfs.cli.options import Settings, command, contradiction
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import complain, count, document, line, named, out, size, text
 from snapfs.repo.check.engine import check as run_check
 from snapfs.repo.check.findings import CheckResult
-
-_DAMAGED = 20
+from snapfs.repo.check.subset import parse as parse_subset
+from snapfs.repo.errors import Damaged, RolledBack
 
 
 @command()
 @click.option("--read-data", is_flag=True, help="Read every byte in the repository, too.")
-def check(settings: Settings, read_data: bool) -> int:
+@click.option(
+    "--read-data-subset",
+    metavar="N/T|X%|SIZE",
+    help="Read a part of it: the n-th of t parts, or so much of it by chance.",
+)
+def check(settings: Settings, read_data: bool, read_data_subset: str | None) -> int:
     """Verify that all snapshots can be read.
 
     Without --read-data, this looks whether everything that the snapshots need is there; with it, whether every byte is what was
-    written, which takes as long as reading the whole repository.  Damage is named with the files that it hits, and the exit code
-    is 20.
+    written, which takes as long as reading the whole repository.  --read-data-subset divides that among several days: 1/7 to 7/7
+    together read all, 5% or 2G some volumes by chance.  Damage is named with the files that it hits, and the exit code
+    is 20; where nothing is damaged, but snapshots that were here are gone, it is 25.
 
     \b
     Examples:
       snapfs check
       snapfs check --read-data
+      snapfs check --read-data-subset 3/7
     """
+    contradiction(read_data=read_data, read_data_subset=read_data_subset is not None)
+    wanted = read_data if read_data_subset is None else parse_subset(read_data_subset)
     progress = reporter(settings, job=True)
-    with open_repository(settings, progress) as repository:
+    with open_repository(settings, progress, even_rolled_back=True) as repository:
         try:
-            result = run_check(repository, read_data=read_data, progress=progress)
+            result = run_check(repository, read_data=wanted, progress=progress)
         finally:
             progress.close()
     if settings.json:
-        _print_json(result, read_data)
+        _print_json(result)
     else:
-        _print(settings, result, read_data)
-    return 0 if result.ok else _DAMAGED
+        _print(settings, result)
+    if result.only_rolled_back:
+        return RolledBack.exit_code
+    return 0 if result.ok else Damaged.exit_code
 
 
-def _print(settings: Settings, result: CheckResult, read_data: bool) -> None:
+def _print(settings: Settings, result: CheckResult) -> None:
     for problem in result.problems:
         complain(f"damage: {line(problem.where)}: {line(problem.message)}")
     if result.problem_count > len(result.problems):
         complain(f"... and {result.problem_count - len(result.problems):,} more")
-    for affected in result.affected:
-        out(f"affected: {affected.snapshot}:{text(affected.path)} ({affected.what})")
-    if result.affected_count > len(result.affected):
-        out(f"... and {result.affected_count - len(result.affected):,} more files")
+    print_affected(result)
     if settings.quiet:
         return
     for note in result.notes:
         out(f"note: {line(note)}")
     looked = f"{count(result.snapshots, 'snapshot')}, {count(result.volumes, 'volume')} ({size(result.bytes_stored)})"
-    out(
-        f"checked {looked}, {count(result.blobs, 'blob')}"
-        + (f"; read {size(result.bytes_read)}" if read_data else "")
-    )
+    part = "" if result.volumes_read == result.volumes else f" in {count(result.volumes_read, 'volume')}"
+    read = f"; read {size(result.bytes_read)}{part}" if result.volumes_read else ""
+    out(f"checked {looked}, {count(result.blobs, 'blob')}{read}")
     if result.ok:
-        out("no damage found" if read_data else "everything is there (--read-data looks at the content, too)")
+        out(
+            "everything is there (--read-data looks at the content, too)"
+            if not result.volumes_read and result.volumes
+            else f"no damage found{' in what was read' if part else ''}"
+        )
     else:
         out(
             f"damage found: {count(result.problem_count, 'problem')}, {count(result.affected_count, 'affected file')}"
         )
         out(
-            "The next backup stores what it still finds in the sources again; the rest needs a copy of the repository."
+            "The next backup stores what it still finds in the sources again, `snapfs repair volumes` saves what still opens; "
+            "the rest needs a copy of the repository."
         )
 
 
-def _print_json(result: CheckResult, read_data: bool) -> None:
-    for problem in result.problems:
-        error = {"message_type": "error", "kind": problem.kind, "message": problem.message}
-        complain(json.dumps({**error, "where": problem.where}))
+def print_affected(result: CheckResult, word: str = "affected") -> None:
+    """The files that damage hits, one a line."""
+    for affected in result.affected:
+        out(f"{word}: {affected.snapshot}:{text(affected.path)} ({affected.what})")
+    if result.affected_count > len(result.affected):
+        out(f"... and {result.affected_count - len(result.affected):,} more files")
+
+
+def affected_json(result: CheckResult) -> None:
     for affected in result.affected:
         document(
             {
@@ -86,58 +103,24 @@ def _print_json(result: CheckResult, read_data: bool) -> None:
                 "what": affected.what,
             }
         )
+
+
+def _print_json(result: CheckResult) -> None:
+    for problem in result.problems:
+        error = {"message_type": "error", "kind": problem.kind, "message": problem.message}
+        complain(json.dumps({**error, "where": problem.where}))
+    affected_json(result)
     summary: dict[str, Any] = {
         "message_type": "summary",
         "num_errors": result.problem_count,
         "affected_files": result.affected_count,
         "notes": result.notes,
-        "read_data": read_data,
+        "read_data": 0 < result.volumes_read == result.volumes,
         "snapshots": result.snapshots,
         "volumes": result.volumes,
+        "volumes_read": result.volumes_read,
         "blobs": result.blobs,
         "bytes_stored": result.bytes_stored,
         "bytes_read": result.bytes_read,
     }
     document(summary)
-
-
-@click.group()
-@settings_options(hidden=True)
-def repair() -> None:
-    """Mend what can be mended.
-
-    \b
-    Example:
-      snapfs repair index
-    """
-
-
-@command(name="index")
-def index(settings: Settings) -> None:
-    """Build the index anew from the volumes.
-
-    The index is this machine's list of what is where in the repository.  A damaged or missing one is rebuilt without being
-    asked; this is for when it is suspected of being wrong.
-
-    \b
-    Example:
-      snapfs repair index
-    """
-    progress = reporter(settings, job=True)
-    with open_repository(settings, progress) as repository:
-        try:
-            repository.index.reset()
-            repository.synchronise(thorough=True, progress=progress)
-        finally:
-            progress.close()
-        volumes = list(repository.index.volumes())
-    unusable = sum(not volume.usable for volume in volumes)
-    if settings.json:
-        document({"message_type": "summary", "volumes": len(volumes), "damaged_volumes": unusable})
-    elif not settings.quiet:
-        out(f"rebuilt the index from {count(len(volumes), 'volume')}")
-        if unusable:
-            out(f"{count(unusable, 'volume')} damaged: `snapfs check` names the files")
-
-
-repair.add_command(index)

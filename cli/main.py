@@ -2,7 +2,7 @@
 
 Verbs are loaded when they are used, so that --help and --version answer at once; nothing of the engine is imported here.
 Exit codes are restic's: 0 done, 1 failed, 3 some source files could not be read, 10 no repository, 11 locked, 12 wrong
-password, 130 interrupted; and 20 damage found, 24 mount problem.
+password, 130 interrupted; and 20 damage found, 24 mount problem, 25 put back to an older state.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERBS = {
     "dump": ("dump", "Print a file, or a folder as a tar archive"),
     "stats": ("stats", "Show sizes"),
     "check": ("check", "Verify that all snapshots can be read"),
-    "repair": ("check", "Mend what can be mended"),
+    "repair": ("repair", "Mend what can be mended"),
     "tag": ("snapshots", "Change the tags of snapshots"),
     "forget": ("snapshots", "Remove snapshots from the list"),
     "key": ("key", "Manage passwords"),

@@ -12,7 +12,7 @@ import sys
 from snapfs.cli import passwords
 from snapfs.cli.options import Settings
 from snapfs.cli.render import complain
-from snapfs.repo.errors import UsageError, WrongPassword
+from snapfs.repo.errors import RolledBack, UsageError, WrongPassword
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.heap import keep_memory
 from snapfs.repo.model import Node
@@ -53,8 +53,22 @@ def place(settings: Settings) -> str:
     return where
 
 
-def open_repository(settings: Settings, progress: Progress) -> Repository:
-    """Open it, with up to three tries where the password is typed."""
+def open_repository(settings: Settings, progress: Progress, *, even_rolled_back: bool = False) -> Repository:
+    """Open it, with up to three tries where the password is typed.
+
+    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`.
+    """
+    repository = _open(settings, progress)
+    try:
+        repository.refuse_rollback(settings.accept_rollback)
+    except BaseException as error:
+        if not (even_rolled_back and isinstance(error, RolledBack)):
+            repository.close()
+            raise
+    return repository
+
+
+def _open(settings: Settings, progress: Progress) -> Repository:
     prepare_log(settings.json)
     keep_memory()
     sys.setswitchinterval(_SWITCH_SECONDS)

@@ -34,6 +34,7 @@ class Settings:
     cache_dir: str | None = None
     no_cache: bool = False
     no_lock: bool = False
+    accept_rollback: bool = False
     quiet: bool = False
     verbose: int = 0
     json: bool = False
@@ -125,6 +126,12 @@ def settings_options(hidden: bool) -> Callable[[F], F]:
             "--cache-dir", metavar="FOLDER", help="Keep the index there.  [SNAPFS_CACHE_DIR]", **shared
         ),
         click.option("--no-cache", is_flag=True, help="Build an index for this run only.", **shared),
+        click.option(
+            "--accept-rollback",
+            is_flag=True,
+            help="Go on though snapshots that were here are gone, and remember that.",
+            **shared,
+        ),
         click.option(
             "--no-lock",
             is_flag=True,

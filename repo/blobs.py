@@ -6,13 +6,14 @@ index compare itself with the storage once, and other copies are tried before an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError, StorageError
+from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError, StorageError, VolumeMissing
 from snapfs.repo.format.crypto import keyed_hash
 from snapfs.repo.index import Index, IndexBroken
 from snapfs.repo.keys import Keys
@@ -95,15 +96,18 @@ class FrameCache:
 class BlobReader:
     """Reads blobs by id, from any thread.
 
-    `refresh(thorough)` brings the index up to date and says whether anything changed.
+    `refresh(thorough)` brings the index up to date and says whether anything changed; `damaged` is told the names of volumes in
+    which a blob did not open at the second try.
     """
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, refresh: Callable[[bool], bool],
-                 cache_bytes: int = CACHE_BYTES) -> None:  # fmt: skip
+                 cache_bytes: int = CACHE_BYTES, damaged: Callable[[list[bytes]], None] = lambda _: None) -> None:  # fmt: skip
         self._index = index
         self._volumes = volumes
         self._keys = keys.blob_keys
         self._refresh = refresh
+        self._damaged = damaged
+        self._told: set[bytes] = set()
         self._refreshing = threading.Lock()
         self._rebuilt = False
         self.frames = FrameCache(cache_bytes)
@@ -116,10 +120,16 @@ class BlobReader:
             # No warning: the index may only not know yet what another run has written, and real damage is raised below.
             log.info("blob %s: %s; looking again", blob.hex()[:16], error)
             self._look_again()
+        bad: list[bytes] = []
         try:
-            return self._try_copies(blob, kind)
+            return self._try_copies(blob, kind, bad)
         except IndexBroken as error:
             raise StorageError(f"index: {error}") from error
+        finally:
+            if new := [name for name in bad if name not in self._told]:
+                self._told.update(new)
+                with contextlib.suppress(RepositoryError):  # a full disk, say: what is raised is the damage
+                    self._damaged(new)
 
     def cached(self, blob: BlobId, kind: Kind) -> bytes | None:
         """The plaintext if its frame is open already: never reads a file.  None for anything else, damage too."""
@@ -143,15 +153,18 @@ class BlobReader:
             return False
         return location is not None and (location.volume, location.frame) in self.frames
 
-    def _try_copies(self, blob: BlobId, kind: Kind) -> bytes:
+    def _try_copies(self, blob: BlobId, kind: Kind, bad: list[bytes] | None = None) -> bytes:
+        """`bad`: gets the names of the volumes in which it does not open."""
         problem: RepositoryError | None = None
         for location in self._places(blob):
             try:
-                return self._read(blob, kind, location)
+                return self.read_at(blob, kind, location)
             except MemoryError as error:  # never to be taken for damage
                 raise StorageError("out of memory") from error
             except RepositoryError as error:
                 problem = problem or error
+                if bad is not None and isinstance(error, Damaged) and not isinstance(error, VolumeMissing):
+                    bad.append(self._index.volume(location.volume).name)
         raise problem or BlobMissing(blob)
 
     def _places(self, blob: BlobId) -> Iterator[Location]:
@@ -161,7 +174,8 @@ class BlobReader:
             yield first
         yield from (at for at in self._index.copies(blob) if at != first)
 
-    def _read(self, blob: BlobId, kind: Kind, at: Location) -> bytes:
+    def read_at(self, blob: BlobId, kind: Kind, at: Location) -> bytes:
+        """The blob from this place and no other.  Raises Damaged, StorageError."""
         volume = self._index.volume(at.volume)
         try:
             frame = self.frames.get(
@@ -169,7 +183,7 @@ class BlobReader:
             )
         except StorageError as error:
             if is_absent(error):
-                raise Damaged("the volume is missing", object_name(volume.kind, volume.name)) from error
+                raise VolumeMissing("the volume is missing", object_name(volume.kind, volume.name)) from error
             raise
         data = frame[at.offset : at.offset + at.length]
         if keyed_hash(self._keys[kind], data) != blob:

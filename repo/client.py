@@ -1,12 +1,16 @@
-"""What this machine remembers of one repository at one place: its client id, the heads it has seen, the key slot that opened.
+"""What this machine remembers of one repository at one place: its client id, the heads it has seen, the key slot that opened,
+the events whose loss was accepted, the volumes found damaged.
 
-In XDG state, not in the cache: losing the cache must not lose the proof that a repository was rolled back.
+In XDG state, not in the cache: losing the cache must not lose the proof that a repository was rolled back, nor make a backup
+rely on what is known to be damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import threading
 from collections.abc import Iterable
 
 import msgspec
@@ -14,11 +18,20 @@ import msgspec
 from snapfs.repo.format.records import Head
 from snapfs.repo.system import System
 
+_MAGIC = b"snapfs state 1\n"
+_DIGEST = 32
+
 
 class Remembered(msgspec.Struct, frozen=True):
     client: bytes
     heads: tuple[Head, ...] = ()
     slot: str = ""
+    place: bytes = b""
+    """The path of the repository, links resolved: a copy put where another was is told from a copy elsewhere."""
+    accepted: tuple[bytes, ...] = ()
+    """Names of missing events whose loss was accepted."""
+    damaged: tuple[bytes, ...] = ()
+    """Names of volumes found damaged: no backup relies on them, whatever the index has forgotten."""
 
 
 class Client:
@@ -27,44 +40,100 @@ class Client:
     Where it cannot be written, this run has an id of its own and forgets it.
     """
 
-    def __init__(self, folder: str | None, system: System) -> None:
+    def __init__(self, folder: str | None, system: System, place: bytes = b"") -> None:
+        """`folder`: <repository>-<place>, beside those of other places; None: nothing is kept."""
+        self._lock = threading.RLock()
         self._path = None if folder is None else os.path.join(folder, "client")
-        self.remembered = self._load() or Remembered(system.salt()[:16])
+        self.was_damaged = False
+        """There was a state file, and it says nothing any more."""
+        found = self._load(self._path)
+        self.is_new = found is None
+        self.predecessors = () if found is not None else self._heads_at(place)
+        """Heads seen at this path when another folder stood there."""
+        found = found or Remembered(system.salt()[:16])
+        self.remembered = msgspec.structs.replace(found, place=place or found.place)
+        self._read = found
 
     @property
     def id(self) -> bytes:
         return self.remembered.client
 
-    def remember(self, *, heads: Iterable[Head] | None = None, slot: str | None = None) -> None:
-        old = self.remembered
-        new = Remembered(
-            old.client, old.heads if heads is None else tuple(heads), old.slot if slot is None else slot
-        )
-        if new != old:
-            self.remembered = new
-            self._save()
+    def remember(
+        self,
+        *,
+        heads: Iterable[Head] | None = None,
+        slot: str | None = None,
+        accepted: Iterable[bytes] | None = None,
+        damaged: Iterable[bytes] | None = None,
+    ) -> None:
+        """Whatever is given takes the place of what was remembered of it.  From any thread."""
+        with self._lock:
+            old = self.remembered
+            self.remembered = Remembered(
+                old.client,
+                old.heads if heads is None else tuple(heads),
+                old.slot if slot is None else slot,
+                old.place,
+                old.accepted if accepted is None else tuple(accepted),
+                old.damaged if damaged is None else tuple(sorted(damaged)),
+            )
+            if self.remembered != self._read:
+                self._save()
 
-    def _load(self) -> Remembered | None:
-        if self._path is None:
+    def remember_damage(self, found: Iterable[bytes] = (), gone: Iterable[bytes] = ()) -> None:
+        """Names of volumes that were found damaged, or are so no more."""
+        with self._lock:
+            self.remember(damaged={*self.remembered.damaged, *found}.difference(gone))
+
+    def _load(self, path: str | None) -> Remembered | None:
+        if path is None:
             return None
         try:
-            with open(self._path, "rb") as f:
-                return msgspec.msgpack.decode(f.read(), type=Remembered)
-        except (OSError, msgspec.DecodeError):
+            with open(path, "rb") as f:
+                data = f.read()
+        except FileNotFoundError:
             return None
+        except OSError:
+            self.was_damaged = True
+            return None
+        found = _decode(data)
+        self.was_damaged = found is None
+        return found
+
+    def _heads_at(self, place: bytes) -> tuple[Head, ...]:
+        """What was seen of this repository at this path, in folders that were other ones."""
+        if self._path is None or not place:
+            return ()
+        own = os.path.dirname(self._path)
+        prefix = os.path.basename(own).partition("-")[0] + "-"
+        heads: dict[Head, None] = {}
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(os.path.dirname(own))):
+                if name.startswith(prefix) and name != os.path.basename(own):
+                    with (
+                        contextlib.suppress(OSError),
+                        open(os.path.join(os.path.dirname(own), name, "client"), "rb") as f,
+                    ):
+                        found = _decode(f.read())
+                        if found is not None and found.place == place:
+                            heads.update(dict.fromkeys(found.heads))
+        return tuple(heads)
 
     def _save(self) -> None:
         if self._path is None:
             return
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+            self._merge()
             temporary = f"{self._path}.{os.getpid()}"
+            payload = msgspec.msgpack.encode(self.remembered)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-                f.write(msgspec.msgpack.encode(self.remembered))
+                f.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, self._path)
             self._sync_names()
+            self._read = self.remembered
 
     def _sync_names(self) -> None:
         """The file's folder, that of all repositories, and the one above: at first they are all new."""
@@ -76,3 +145,40 @@ class Client:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def _merge(self) -> None:
+        """Take over what another process of this client has added since this one read the file."""
+        assert self._path is not None
+        try:
+            with open(self._path, "rb") as f:
+                theirs = _decode(f.read())
+        except OSError:
+            return
+        if theirs is None or theirs.client != self.id or theirs == self._read:
+            return
+        own, read = self.remembered, self._read
+        self.remembered = msgspec.structs.replace(
+            own,
+            heads=_merged(own.heads, read.heads, theirs.heads),
+            accepted=_merged(own.accepted, read.accepted, theirs.accepted),
+            damaged=_merged(own.damaged, read.damaged, theirs.damaged),
+        )
+
+
+def _decode(data: bytes) -> Remembered | None:
+    """None if it is not what was written.  The first versions wrote the record alone."""
+    if data.startswith(_MAGIC):
+        digest, data = data[len(_MAGIC) : len(_MAGIC) + _DIGEST], data[len(_MAGIC) + _DIGEST :]
+        if hashlib.sha256(data).digest() != digest:
+            return None
+    try:
+        found = msgspec.msgpack.decode(data, type=Remembered)
+    except (msgspec.DecodeError, ValueError):
+        return None
+    return found if len(found.client) == 16 else None
+
+
+def _merged(own: tuple, read: tuple, theirs: tuple) -> tuple:  # type: ignore[type-arg]
+    """`own`, with what `theirs` has that `read` had not, and without what it dropped."""
+    added = [one for one in theirs if one not in read and one not in own]
+    return (*(one for one in own if one in theirs or one not in read), *added)

@@ -8,10 +8,12 @@
     |   |-- RepositoryNotFound  there is no repository here
     |   |-- RepositoryExists    init where one already is
     |   |-- RepositoryLocked    another process holds it
+    |   |-- RolledBack          events are gone that were here: an older state, or files were deleted
     |   |-- UnsupportedFormat   written by a newer snapfs, or with a feature this one lacks
     |   |-- StorageError        the place itself failed: I/O error, full disk, no permission
     |   `-- Damaged             bytes are not what was written
-    |       `-- BlobMissing     no volume holds a blob that something refers to
+    |       |-- BlobMissing     no volume holds a blob that something refers to
+    |       `-- VolumeMissing   a volume that the index knows is not there
     |-- SourceError             one file of the source could not be read: reported, the rest goes on
     |-- TargetError             one file could not be restored: reported, the rest goes on
     `-- MountError              the mount could not be made or taken away
@@ -20,6 +22,8 @@ SourceError and RepositoryError are never mixed: a full repository disk must not
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class SnapfsError(Exception):
@@ -62,6 +66,19 @@ class RepositoryLocked(RepositoryError):
     exit_code = 11
 
 
+class RolledBack(RepositoryError):
+    """`missing`: what is known of each event that is gone."""
+
+    exit_code = 25
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        super().__init__(
+            f"{missing[0]}{more}: bring the newer state back, or go on with this one and remember that: --accept-rollback"
+        )
+        self.missing = tuple(missing)
+
+
 class UnsupportedFormat(RepositoryError):
     pass
 
@@ -88,6 +105,10 @@ class BlobMissing(Damaged):
     def __init__(self, blob: bytes, where: str = "") -> None:
         super().__init__(f"blob {blob.hex()[:16]} is in no volume", where)
         self.blob = blob
+
+
+class VolumeMissing(Damaged):
+    pass
 
 
 class SourceError(SnapfsError):

@@ -57,7 +57,14 @@ class State:
     snapshots: list[StoredSnapshot] = field(default_factory=list)
     """Complete and not forgotten, ascending by time."""
     checkpoints: list[StoredSnapshot] = field(default_factory=list)
+    forgotten: frozenset[bytes] = frozenset()
+    """Ids of snapshots that are not shown any more."""
     problems: list[str] = field(default_factory=list)
+    """All that is wrong with the events; what is `missing` is among it."""
+    missing: dict[bytes, str] = field(default_factory=dict)
+    """Events that were here and are not (b"": all of them), and how that is known; without those whose loss was accepted."""
+    accepted: tuple[bytes, ...] = ()
+    """Names of missing events whose loss was accepted on this machine."""
     key_notes: dict[bytes, KeyNote] = field(default_factory=dict)
     heads: tuple[Head, ...] = ()
     sequence: int = 0
@@ -84,6 +91,13 @@ class Events:
 
         Raises StorageError if the list or an event cannot be read, UnsupportedFormat for newer events.
         """
+        state = self._load()
+        # A list that others add to while it is read may have an event and lack one that came before it.
+        if any(name and self._storage.size(f"events/{name.hex()}") is not None for name in state.missing):
+            state = self._load()
+        return state
+
+    def _load(self) -> State:
         stamp = self._storage.stamp("events")
         names = {}
         for path, size in self._storage.list("events"):
@@ -99,6 +113,12 @@ class Events:
         self._state = self._fold()
         self._remember_durable(self._state)
         return self._state
+
+    def accept(self) -> None:
+        """Take the state as it is for right: what is missing now is not said again on this machine."""
+        state = self.load()
+        self._client.remember(heads=state.heads, accepted=[*state.accepted, *state.missing])
+        self._state = self._fold()
 
     def may_have_changed(self) -> bool:
         """Whether load() could find anything new: one look at the folder, for those who would ask at every turn."""
@@ -120,14 +140,26 @@ class Events:
         if len(data) > _LARGEST_EVENT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
         name = hashlib.sha256(data).digest()
-        self._storage.put(f"events/{name.hex()}", data)
+        self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, event, back))
         self._opened[name] = event
         self._state = self._fold()
         self._remember(self._state)
         return name
 
+    def _verify(self, name: bytes, event: Event, back: bytes) -> None:
+        """Raise Damaged unless a stranger would find this event under this name."""
+        where = "an event just written"
+        opener = Opener(self._keys.sealing(L.EVENT), back, where, L.EVENT, self._repository)
+        found = records.decode(Event, open_record(opener, back), where)
+        if hashlib.sha256(back).digest() != name or found != event:
+            raise Damaged("does not read back as it was meant: is the memory of this machine sound?", where)
+
     def publish_snapshot(self, snapshot: Snapshot) -> StoredSnapshot:
         record = records.encode(snapshot)
+        if records.decode_snapshot(record, "the new snapshot") != snapshot:
+            raise Damaged(
+                "does not read back as it was meant: is the memory of this machine sound?", "the new snapshot"
+            )
         kind = records.EVENT_SNAPSHOT if snapshot.complete else records.EVENT_CHECKPOINT
         self.publish(EventBody(kind, record))
         return StoredSnapshot(self._keys.snapshot_id(record), snapshot, snapshot.tags, self._client.id)
@@ -155,10 +187,6 @@ class Events:
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
         events = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
-        if not self._opened:  # the first is written before the config: without a config nobody gets here
-            state.problems.append(
-                "there are no events at all: they were deleted, and with them the list of snapshots"
-            )
         self._find_missing(events, state)
         named = {head.name for e in events.values() for head in e.heads}
         state.heads = tuple(
@@ -190,6 +218,7 @@ class Events:
                 state.key_notes[body.ids[0]] = KeyNote(label, host, user, event.time)
         live = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values() if s.id not in forgotten]
         live.sort(key=lambda s: (s.record.time, s.id))
+        state.forgotten = frozenset(forgotten)
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
         return state
@@ -205,24 +234,35 @@ class Events:
         self._remember(state)
 
     def _remember(self, state: State) -> None:
-        """The heads of now, and those that were here once and are missing: a rollback is said until it is undone."""
-        lost = [head for head in self._client.remembered.heads if head.name not in self._opened]
-        self._client.remember(heads=[*state.heads, *lost])
+        """The heads of now, and those that were here once and are missing: a rollback is said until it is undone or accepted."""
+        lost = [head for head in self._seen() if head.name in state.missing]
+        self._client.remember(heads=[*state.heads, *lost], accepted=state.accepted)
+
+    def _seen(self) -> list[Head]:
+        return [*self._client.remembered.heads, *self._client.predecessors]
 
     def _find_missing(self, events: dict[bytes, Event], state: State) -> None:
+        accepted, missing = set(self._client.remembered.accepted), {}
+        if not self._opened:  # the first is written before the config: without a config nobody gets here
+            missing[b""] = (
+                "there are no events at all: they were deleted, and with them the list of snapshots"
+            )
         seen_by: dict[bytes, str] = {}
         for name, event in events.items():
             for head in event.heads:
                 if head.name not in self._opened:
                     seen_by[head.name] = f"event {name.hex()[:8]} came after it"
-        for head in self._client.remembered.heads:
+        for head in self._seen():
             if head.name not in self._opened:
                 seen_by[head.name] = "this machine has seen it here before"
-        for missing, why in sorted(seen_by.items()):
-            state.problems.append(
-                f"event {missing.hex()[:8]} is missing, though {why}: files were deleted, "
+        for name, why in sorted(seen_by.items()):
+            missing[name] = (
+                f"event {name.hex()[:8]} is missing, though {why}: files were deleted, "
                 "or the repository was put back to an older state"
             )
+        state.accepted = tuple(sorted(accepted & missing.keys()))
+        state.missing = {name: why for name, why in missing.items() if name not in accepted}
+        state.problems += state.missing.values()
 
 
 def _in_order(events: dict[bytes, Event]) -> list[bytes]:

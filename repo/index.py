@@ -188,10 +188,12 @@ class Index:
             self._load_volumes()
 
     def _walk(self) -> None:
-        """Touch every page that holds a blob."""
+        """Touch every page that holds a blob.  Raises IndexBroken for more of them than there is room for: pages in a circle."""
         self._open()
-        for _ in self._here.blobs():
-            pass
+        most = self._here.most_blobs()
+        for number, _ in enumerate(self._here.blobs()):
+            if number > most:
+                raise IndexBroken("its pages form a circle")
 
     def _enter(self, found: Sequence[FoundVolume]) -> None:
         """Volumes and their blobs, in one transaction."""

@@ -13,7 +13,7 @@ from typing import Any
 import lmdb
 
 from snapfs.repo.errors import RepositoryError, StorageError
-from snapfs.repo.index_rows import KEY, IndexedVolume, Rows
+from snapfs.repo.index_rows import KEY, ROW, IndexedVolume, Rows
 
 _COUNT = struct.Struct(">Q")
 _SCHEMA = b"snapfs index 1"
@@ -87,6 +87,11 @@ class Environment:
     def count(self) -> int:
         with self._broken(), self._env.begin() as txn:
             return int(txn.stat(self._blobs)["entries"])
+
+    def most_blobs(self) -> int:
+        """As many as its pages have room for, at most."""
+        with self._broken():
+            return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]) // (ROW - KEY)
 
     def volumes(self, unless: int) -> tuple[int, list[IndexedVolume]] | None:
         """(number of the last transaction, the volumes as of then); None if it is that of number `unless`."""

@@ -5,7 +5,8 @@ die.  So every process keeps a locked marker here while it has the index open, a
 the file.  A marker whose lock the kernel has freed was left by a process that died; a stamp that does not fit, by somebody
 who wrote without us.
 
-    open/<pid>-<random>   one marker a process        stamp   generation, size and time of the file when it was closed
+    open/<pid>-<random>   one marker a process; empty, unless it died of a fault
+    stamp                 generation, size and time of the file when it was closed
     00000001/data.mdb     an environment: the one with the highest number counts
     new-<marker>/         one that is being built, by the process of that marker; it gets its number when it is complete
 """
@@ -36,7 +37,9 @@ class IndexFolder:
             self.path, self._temporary = folder, False
         else:
             self.path, self._temporary = _make_temporary(), True
-        self._died, self._alone = self._sweep()
+        self._died = self._faulted = False
+        self._alone = True
+        self._sweep()
         self._marker_path = os.path.join(self.path, "open", f"{os.getpid()}-{secrets.token_hex(4)}")
         try:
             self._marker = os.open(self._marker_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -46,6 +49,10 @@ class IndexFolder:
             ) from error
         with contextlib.suppress(OSError):
             fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A page that LMDB cannot bear ends the process by a signal: the interpreter then writes into the marker.
+        self._watching = not faulthandler.is_enabled()
+        if self._watching:
+            faulthandler.enable(self._marker)
 
     # ---- environments --------------------------------------------------------------------------------------------
 
@@ -89,15 +96,17 @@ class IndexFolder:
 
     def is_trusted(self, walk: Callable[[], None]) -> bool:
         """Whether the newest environment may be opened.  `walk` is to touch all of it, and runs in a child process, where
-        somebody died with the index open.  After a clean end the stamp has to fit: to begin anew costs less than to look at
+        somebody was killed with the index open; one that died by a fault of its own leaves nothing to be trusted, since what
+        it did was not what `walk` does.  After a clean end the stamp has to fit: to begin anew costs less than to look at
         every page of every index that is opened."""
+        if self._faulted:
+            return False
         if self._died:
             return survives(walk)
         return not self._alone or self._is_as_left()
 
-    def _sweep(self) -> tuple[bool, bool]:
-        """Whether some process died with the index open, and whether no other process has it open now."""
-        died, alone = False, True
+    def _sweep(self) -> None:
+        """Find out whether some process died with the index open, of what, and whether no other process has it open now."""
         folder = os.path.join(self.path, "open")
         for name in os.listdir(folder):
             with contextlib.suppress(OSError):
@@ -105,13 +114,13 @@ class IndexFolder:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(os.path.join(self.path, _UNFINISHED + name), ignore_errors=True)
+                    self._faulted = self._faulted or os.fstat(fd).st_size > 0
                     os.unlink(os.path.join(folder, name))
-                    died = True
+                    self._died = True
                 except BlockingIOError:
-                    alone = False
+                    self._alone = False
                 finally:
                     os.close(fd)
-        return died, alone
 
     @property
     def _stamp_path(self) -> str:
@@ -133,6 +142,8 @@ class IndexFolder:
     def leave(self) -> None:
         """The index was closed as it should be."""
         if self._marker >= 0:
+            if self._watching:
+                faulthandler.disable()
             with contextlib.suppress(OSError):
                 with open(self._stamp_path, "w") as f:
                     f.write(self._stamp())

@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.index import FoundVolume, Index, IndexBroken
 from snapfs.repo.model import BlobId, Location, VolumeKind
 from snapfs.repo.progress import Progress
+from snapfs.repo.salvage import Salvage
 from snapfs.repo.volumes import Volumes, is_absent, object_name
 
 log = logging.getLogger(__name__)
 
 
-def synchronise(index: Index, volumes: Volumes, progress: Progress, thorough: bool) -> bool:
+def synchronise(
+    index: Index, volumes: Volumes, progress: Progress, thorough: bool, damaged: Collection[bytes] = ()
+) -> bool:
     """Make the index say what the volumes are; True if anything changed.
 
-    `thorough`: read every volume's directory again, also of those the index knows.  A broken index is begun anew.
+    `thorough`: read every volume's directory again, also of those the index knows.  `damaged`: names of volumes that were
+    found damaged, which the index may have forgotten with everything else.  A broken index is begun anew.
     """
     try:
-        return _compare(index, volumes, progress, thorough)
+        return _compare(index, volumes, progress, thorough, damaged)
     except IndexBroken as error:
         log.warning("%s; rebuilding it", error)
         index.reset()
-        return _compare(index, volumes, progress, True)
+        return _compare(index, volumes, progress, True, damaged)
 
 
-def _compare(index: Index, volumes: Volumes, progress: Progress, thorough: bool) -> bool:
+def _compare(
+    index: Index, volumes: Volumes, progress: Progress, thorough: bool, damaged: Collection[bytes]
+) -> bool:
     listing = volumes.listing()
     known = {v.name: v for v in index.volumes()}
-    lost = [n for n, v in known.items() if v.usable and (n not in listing or listing[n][1] != v.size)]
+    lost = [
+        name
+        for name, volume in known.items()
+        if volume.usable and (name not in listing or listing[name][1] != volume.size or name in damaged)
+    ]
     if lost:
         index.mark(lost, False)
     wanted = [name for name in listing if thorough or name not in known]
     if wanted:
         progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
         volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
-        unusable = {name for name, volume in known.items() if not volume.usable} | set(lost)
+        unusable = {name for name, volume in known.items() if not volume.usable} | {*lost, *damaged}
         index.add_all(_read(volumes, ((name, *listing[name]) for name in wanted), unusable, progress))
     return bool(lost or wanted)
 
@@ -67,6 +77,9 @@ def _read(
 
 
 def _salvage(volumes: Volumes, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:
+    """What an ordinary reader can open, so not where the header with the key is lost."""
     with contextlib.suppress(Damaged):
-        return list(volumes.salvage(kind, name))
+        volumes.opener(kind, name)
+        found = Salvage(volumes, kind, name, quick=True)
+        return [(saved.id, int(saved.kind), saved.location) for saved in found.blobs()]
     return []

@@ -3,10 +3,9 @@ algorithm of theirs."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Self
 
@@ -14,21 +13,20 @@ import platformdirs
 
 from snapfs.repo.blobs import CACHE_BYTES, BlobReader
 from snapfs.repo.client import Client
+from snapfs.repo.config import open_config, repository_id, verify_config
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import (
-    Damaged,
-    RepositoryError,
     RepositoryExists,
-    RepositoryNotFound,
+    RolledBack,
     StorageError,
 )  # fmt: skip
 from snapfs.repo.events import Events, KeyNote, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Opener, Sealer, parse_header
+from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, Config
-from snapfs.repo.format.sealed import open_record, seal_record
+from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.index import Index
 from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
@@ -39,7 +37,7 @@ from snapfs.repo.slots import KeySlots, open_with
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
 from snapfs.repo.system import System
 from snapfs.repo.trees import Trees
-from snapfs.repo.volumes import Volumes, is_absent
+from snapfs.repo.volumes import Volumes
 
 README = """\
 This folder is a snapfs repository: encrypted, deduplicated backups.  Please change nothing in it.
@@ -107,7 +105,7 @@ class Repository:
         )
         sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
         data = seal_record(sealer, bundle.config)
-        storage.put("config", data)
+        storage.put("config", data, lambda back: verify_config(keys, back, bundle))
         if storage.read("config") != data:
             raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
         storage.close()
@@ -122,14 +120,14 @@ class Repository:
         cache_dir and state_dir default to the XDG folders; neither needs to be writable.
         """
         storage = LocalStorage(place, progress.notice)
-        repository = _repository_id(storage)
+        repository = repository_id(storage)
         here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
         state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
-        client = Client(os.path.join(state_dir, here), system)
+        client = Client(os.path.join(state_dir, here), system, storage.real_path)
         slot, bundle = open_with(password, storage, repository, client.remembered.slot)
         keys = Keys(bundle, f"keys/{slot[:8]}")
-        config, problem = _open_config(storage, keys, bundle, repository)
+        config, problem = open_config(storage, keys, bundle, repository)
         if problem is not None:
             progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
         client.remember(slot=slot)
@@ -163,7 +161,9 @@ class Repository:
 
     @cached_property
     def blobs(self) -> BlobReader:
-        return BlobReader(self.index, self.volumes, self.keys, self.synchronise, self.cache_bytes)
+        return BlobReader(
+            self.index, self.volumes, self.keys, self.synchronise, self.cache_bytes, self.note_damaged
+        )
 
     @cached_property
     def trees(self) -> Trees:
@@ -182,10 +182,34 @@ class Repository:
         """Complete and not forgotten, ascending by time.  What is wrong with the events is said once."""
         state = self.events.load()
         for problem in state.problems:
-            if problem not in self._said:
-                self._said.add(problem)
-                self._progress.notice(problem)
+            self._say_once(problem)
         return state.snapshots
+
+    def refuse_rollback(self, accept: bool = False) -> None:
+        """Raise RolledBack if events are gone that were here; `accept`: take that for right, and remember it.
+
+        What this machine cannot know, because it was not here before, is said.
+        """
+        state = self.events.load()
+        if self.client.was_damaged:
+            self._say_once(
+                "what this machine remembered of this repository is damaged: it begins anew as a new client, and cannot tell "
+                "whether the repository was put back to an older state since"
+            )
+        elif self.client.is_new and not self.client.predecessors and state.snapshots:
+            self._say_once(
+                "this machine uses this repository at this place for the first time: it cannot tell whether it was put back to "
+                "an older state before now"
+            )
+        if state.missing:
+            if not accept:
+                raise RolledBack(list(state.missing.values()))
+            self.events.accept()
+
+    def _say_once(self, notice: str) -> None:
+        if notice not in self._said:
+            self._said.add(notice)
+            self._progress.notice(notice)
 
     def writer(self, *, compression: str = "auto", volume_size: int | None = None) -> BlobWriter:
         return BlobWriter(
@@ -195,7 +219,21 @@ class Repository:
 
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:
         """Compare the index with the volumes there are; True if anything changed.  `thorough`: down to their directories."""
-        return synchronise(self.index, self.volumes, progress or self._progress, thorough)
+        return synchronise(
+            self.index, self.volumes, progress or self._progress, thorough, self.client.remembered.damaged
+        )
+
+    def note_damaged(self, names: Iterable[bytes]) -> None:
+        """No backup relies on these volumes any more: in the index, and where the loss of the index does not touch it."""
+        names = set(names)
+        self.client.remember_damage(names)
+        self.index.mark(names, False)
+
+    def note_sound(self, names: Iterable[bytes]) -> None:
+        """These volumes were read whole, and are what was written."""
+        names = set(names)
+        self.index.mark(names, True)
+        self.client.remember_damage(gone=names)
 
     # ---- passwords -----------------------------------------------------------------------------------------------
 
@@ -237,50 +275,3 @@ def _refuse_occupied(storage: LocalStorage) -> None:
     for folder in ("keys", "events"):  # left by an init that was killed: nobody can have used them
         for name, _ in list(storage.list(folder)):
             storage.remove(name)
-
-
-def _repository_id(storage: LocalStorage) -> bytes:
-    """From the config, or, if that is lost and there are backups, from a key slot."""
-    problem: RepositoryError
-    try:
-        return parse_header(storage.read("config", 0, L.HEADER_SIZE), "config").repository
-    except Damaged as error:
-        problem = error
-    except StorageError as error:
-        if error.errno == errno.EIO:  # a bad sector: as damage
-            return _repository_id_elsewhere(storage, error)
-        if not is_absent(error):
-            raise
-        half = os.path.isdir(storage.path("keys"))
-        problem = RepositoryNotFound(
-            f"no repository at {storage.place}: "
-            + ("it has no config, so an init was probably interrupted; run `snapfs init` again" if half
-               else "there is a folder, but nothing of snapfs in it; check the path, or make one with `snapfs init`"),
-            storage.place,
-        )  # fmt: skip
-    return _repository_id_elsewhere(storage, problem)
-
-
-def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) -> bytes:
-    """From a key slot, where there are backups; else raises what is wrong with the config."""
-    if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
-        for name, _ in storage.list("keys"):
-            with contextlib.suppress(RepositoryError):
-                return parse_header(storage.read(name), name).repository
-    raise problem
-
-
-def _open_config(
-    storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes
-) -> tuple[Config, str | None]:
-    """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
-    problem = None
-    try:
-        data = storage.read("config")
-        record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
-    except (Damaged, StorageError) as error:
-        problem, record = str(error), bundle.config
-    config = records.check_config(records.decode(Config, record, "config"), "config")
-    if config.repository != repository:
-        raise Damaged("belongs to another repository", "config")
-    return config, problem

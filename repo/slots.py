@@ -37,10 +37,24 @@ class KeySlots:
         """Make a slot for another password, and say in an event who did; returns its name."""
         data = seal_slot(self._bundle, password, cost, self._repository, self._system.salt())
         digest = hashlib.sha256(data)
-        self._storage.put(f"keys/{digest.hexdigest()}", data)
+        self._storage.put(
+            f"keys/{digest.hexdigest()}", data, lambda back: self._verify(digest.digest(), password, back)
+        )
         who = tuple(text.encode("utf-8", "replace") for text in (label, host, user))
         self._events.publish(records.EventBody(records.EVENT_KEY_ADDED, None, (digest.digest(),), who))
         return digest.hexdigest()
+
+    def _verify(self, name: bytes, password: bytes, back: bytes) -> None:
+        """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
+        where = "a key slot just written"
+        try:
+            sound = (
+                hashlib.sha256(back).digest() == name and open_slot(back, password, where)[1] == self._bundle
+            )
+        except WrongPassword:
+            sound = False
+        if not sound:
+            raise Damaged("does not open as it was meant: is the memory of this machine sound?", where)
 
     def remove(self, name: str) -> None:
         if name == self.current:
@@ -65,7 +79,14 @@ def open_with(password: bytes, storage: Storage, repository: bytes, first: str) 
     damaged: RepositoryError | None = None
     for name in names:
         try:
-            header, bundle = open_slot(storage.read(f"keys/{name}"), password, f"keys/{name[:8]}")
+            data = storage.read(f"keys/{name}")
+            # Before the password is tried: what it says of memory and time may be wrong, and a salt that is would look like a
+            # wrong password.
+            if hashlib.sha256(data).hexdigest() != name:
+                raise Damaged(
+                    "the key slot is damaged: copy it back from a copy of the repository", f"keys/{name[:8]}"
+                )
+            header, bundle = open_slot(data, password, f"keys/{name[:8]}")
             if header.repository == repository:
                 return name, bundle
         except WrongPassword as error:

@@ -7,6 +7,7 @@ in the index.
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass, field
 
 from snapfs.repo.errors import Damaged, StorageError
@@ -110,14 +111,19 @@ class VolumeWriter:
         end = new.read(size - L.TAIL_SIZE, L.TAIL_SIZE)
         tail = layout.decode_tail(opener.tail(end), size, where)
         directory = new.read(tail.offset, size - L.TAIL_SIZE - tail.offset)
-        entries, at, current, plain = [], L.HEADER_SIZE, -1, b""
+        words = struct.pack(f"<{len(self.words)}I", *self.words)
+        entries: list[tuple[BlobId, Location]] = []
+        at, current, plain = L.HEADER_SIZE, -1, b""
         for blob, blob_kind, location in layout.decode_directory(opener, tail, directory):
             if location.frame != current:
                 current = location.frame
                 data = new.read(at, L.FRAME_HEADER_SIZE + location.sealed)
                 digest.update(data)
                 at += len(data)
-                _, plain = open_frame(opener, current, data)
+                head, plain = open_frame(opener, current, data)
+                # What walking a volume without a directory goes by.
+                if not words.startswith(plain[: 4 * head.blobs], 4 * len(entries)):
+                    raise Damaged("a frame does not say what is in it", where)
             found = memoryview(plain)[location.offset : location.offset + location.length]
             if keys.blob_id(Kind(blob_kind), found) != blob:
                 raise Damaged(
@@ -130,6 +136,8 @@ class VolumeWriter:
                 raise Damaged("shorter than what was written", where)
             digest.update(rest)
             at += len(rest)
+        if [blob for blob, _ in entries] != self.ids:
+            raise Damaged("its directory is not what was written", where)
         return digest.digest(), entries
 
     def _write_elsewhere(self, volumes: Volumes) -> None:

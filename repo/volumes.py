@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.errors import Damaged, StorageError, UnsupportedFormat
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import volume as layout
-from snapfs.repo.format.envelope import FrameHeader, Opener
+from snapfs.repo.format.envelope import FrameHeader, Header, Opener, derive
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
 from snapfs.repo.storage.base import Storage, hash_in
@@ -20,6 +21,7 @@ from snapfs.repo.storage.base import Storage, hash_in
 FOLDERS = {VolumeKind.DATA: "data", VolumeKind.TREE: "trees"}
 OBJECTS = {VolumeKind.DATA: L.DATA_VOLUME, VolumeKind.TREE: L.TREE_VOLUME}
 _TAIL_READ = 64 * 1024
+_SECTOR = 4096
 _OPENERS = 256
 
 
@@ -50,14 +52,20 @@ class Volumes:
         return found
 
     def opener(self, kind: VolumeKind, name: bytes) -> Opener:
-        """Raises StorageError if the volume cannot be read, Damaged if its header is not as written."""
+        """Raises StorageError if the volume cannot be read, Damaged if its header is not as written, UnsupportedFormat."""
         with self._lock:
             opener = self._openers.get(name)
             if opener is not None:
                 self._openers.move_to_end(name)
                 return opener
         path = object_name(kind, name)
-        opener = self.make_opener(kind, self._read(path, 0, L.HEADER_SIZE), path)
+        try:
+            opener = self.make_opener(kind, self._read(path, 0, L.HEADER_SIZE), path)
+        except UnsupportedFormat:
+            # What a newer snapfs wrote has the hash that its name says: else a bit of the header flipped.
+            if hashlib.sha256(self._read(path, 0, self.storage.size(path) or 0)).digest() == name:
+                raise
+            raise Damaged("bad header", path) from None
         with self._lock:
             self._openers[name] = opener
             if len(self._openers) > _OPENERS:
@@ -85,28 +93,6 @@ class Volumes:
         tail, data = self._tail(opener, object_name(kind, name), size)
         return layout.directory_frames(opener, tail, data)
 
-    def salvage(self, kind: VolumeKind, name: bytes) -> Iterator[tuple[BlobId, int, Location]]:
-        """The blobs of a volume whose directory is lost: every frame from the front that still opens, ids
-        computed anew."""
-        path = object_name(kind, name)
-        opener = self.opener(kind, name)
-        data, entry = memoryview(self._what_can_be_read(path)), 0
-        for number, offset, head in layout.walk(opener, data):
-            if head.kind != L.FRAME_BLOBS:
-                continue
-            try:
-                _, plain = open_frame(
-                    opener, number, data[offset : offset + L.FRAME_HEADER_SIZE + head.sealed]
-                )
-                blobs = framing.split(plain, head.blobs, path)
-            except Damaged:
-                entry += head.blobs
-                continue
-            for blob_kind, at, length in blobs:
-                blob = self._keys.blob_id(Kind(blob_kind), plain[at : at + length])
-                yield blob, blob_kind, Location(0, entry, number, offset, head.sealed, at, length)
-                entry += 1
-
     def _read(self, path: str, offset: int, length: int) -> bytes:
         """A part of a volume.  A place that the disk does not give back any more is damage, which the rest of the repository
         need not suffer from; anything else that fails may be mended (a cable, a permission) and stops what is being done."""
@@ -117,19 +103,37 @@ class Volumes:
                 raise
             raise Damaged("the disk cannot read it: Input/output error", path) from error
 
-    def _what_can_be_read(self, path: str) -> bytes:
-        """A whole volume, with zeros for what the disk does not give back."""
+    def what_can_be_read(self, path: str) -> tuple[bytes, bool]:
+        """A whole volume, with zeros for what the disk does not give back; and whether there is such a part."""
         size = self.storage.size(path) or 0
         with contextlib.suppress(Damaged):
-            return self._read(path, 0, size)
+            return self._read(path, 0, size), False
         parts = []
-        for at in range(0, size, _TAIL_READ):
-            wanted = min(_TAIL_READ, size - at)
+        for at in range(0, size, _SECTOR):
+            wanted = min(_SECTOR, size - at)
             try:
                 parts.append(self._read(path, at, wanted))
             except Damaged:
                 parts.append(bytes(wanted))
-        return b"".join(parts)
+        return b"".join(parts), True
+
+    def blob_id(self, kind: Kind, data: bytes) -> BlobId:
+        return self._keys.blob_id(kind, data)
+
+    def mended_headers(self, kind: VolumeKind, damaged: bytes) -> Iterator[bytes]:
+        """What the header of a volume may have been: all but the salt is known or follows from it.  Of a salt one bit may be
+        wrong, if the commitment is right."""
+        if len(damaged) < L.HEADER_SIZE:
+            return
+        object_kind = OBJECTS[kind]
+        key = self._keys.sealing(object_kind)
+        salt, commitment = damaged[L.HEADER_SIZE - 64 : L.HEADER_SIZE - 32], damaged[L.HEADER_SIZE - 32 :]
+        flipped = int.from_bytes(salt, "big")
+        for bit in range(-1, 8 * L.SALT_SIZE):
+            tried = (flipped ^ (1 << bit if bit >= 0 else 0)).to_bytes(L.SALT_SIZE, "big")
+            right = derive(key, tried, object_kind)[1]
+            if bit < 0 or right == commitment:
+                yield Header(object_kind, self._repository, tried, right, self._keys.epoch).encode()
 
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:

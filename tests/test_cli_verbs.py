@@ -502,3 +502,68 @@ def test_damage_is_said_and_exits_20(cli: Cli) -> None:
     assert f"{cli.source}/large" in done.out
     assert cli("restore", "latest", "-t", "back").code == 20
     assert cli("dump", "latest", f"{cli.source}/large", "-t", "x").code == 20
+
+
+def test_a_part_of_the_data_is_checked(cli: Cli) -> None:
+    (cli.source / "large").write_bytes(bytes(100_000))
+    cli.snapshot()
+    assert "no damage found" in cli("check", "--read-data-subset", "1/1").ok().out
+    done = cli("check", "--read-data-subset", "1%", "--json").ok().json
+    assert (done["volumes_read"], done["volumes"], done["read_data"]) == (1, 2, False)
+    assert "in what was read" in cli("check", "--read-data-subset", "1").ok().out
+    for args in (
+        ["--read-data", "--read-data-subset", "1/2"],
+        ["--read-data-subset", "5/2"],
+        ["--read-data-subset", ""],
+    ):
+        refused = cli("check", *args)
+        assert (refused.code, refused.err.count("\n")) == (1, 1), refused
+        assert "--read-data-subset" in refused.err
+
+
+def test_repair_volumes_and_snapshots(cli: Cli) -> None:
+    for name in "bcd":
+        (cli.source / name).write_bytes(os.urandom(300_000))
+    (cli.source / "\x1b[1m").write_bytes(os.urandom(300_000))
+    first = cli.snapshot()[:8]
+    assert "no volume is known to be damaged" in cli("repair", "volumes").ok().out
+    volume = max(
+        (path for path in (cli.repo / "data").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    data = bytearray(volume.read_bytes())
+    data[len(data) // 2] ^= 1
+    volume.write_bytes(data)
+    assert cli("check", "--read-data").code == 20
+    done = cli("repair", "volumes", "-n")
+    assert done.code == 20
+    assert "can be saved, 1 lost" in done.out
+    assert "cannot be read now: " + first in done.out
+    done = cli("repair", "volumes", "--json", volume.name[:8])
+    assert done.code == 20
+    assert [line["message_type"] for line in done.lines] == ["volume", "affected", "summary"]
+    assert (done.lines[0]["lost_blobs"], done.lines[0]["moved_to"]) == (
+        1,
+        f"trash/data/{volume.name[:2]}/{volume.name}",
+    )
+    assert done.lines[2]["affected_files"] == 1
+    assert not volume.exists()
+    done = cli("repair", "snapshots", "-n").ok()
+    assert f"would leave out: {first}:" in done.out
+    assert "0 snapshots whole, 1 damaged" in done.out
+    done = cli("repair", "snapshots", "--forget", "latest").ok()
+    assert f"left out: {first}:" in done.out
+    assert "forgotten" in done.out
+    (only,) = cli("snapshots", "--json").ok().json
+    assert only["tags"] == ["repaired"]
+    cli("check", "--read-data").ok()
+    assert cli("repair", "snapshots", "--json").ok().json["whole_snapshots"] == 1
+    for args in (
+        ["volumes", "zz"],
+        ["volumes", ""],
+        ["snapshots", ""],
+        ["snapshots", "nonsense"],
+        ["volumes", "abcdef"],
+    ):
+        refused = cli("repair", *args)
+        assert (refused.code, refused.err.count("\n")) == (1, 1), refused

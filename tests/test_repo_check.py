@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from snapfs.repo.check.engine import CheckResult, check
+from snapfs.repo.check.subset import Subset, parse
+from snapfs.repo.errors import UsageError
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import records
-from snapfs.repo.model import Below, Kind, Location, Node, NodeType, Snapshot, Totals
+from snapfs.repo.model import Below, Kind, Location, Node, NodeType, Snapshot, Totals, VolumeKind
 from snapfs.repo.pages import Sums
 from snapfs.repo.repository import Repository
 from support import repositories as repos
@@ -39,7 +41,7 @@ def taken(tmp_path: Path, source: Path) -> StoredSnapshot:
     return repos.snapshot(tmp_path, source)
 
 
-def checked(folder: Path, read_data: bool = False) -> CheckResult:
+def checked(folder: Path, read_data: bool | Subset = False) -> CheckResult:
     with repos.open_(folder) as repository:
         return check(repository, read_data=read_data)
 
@@ -219,6 +221,25 @@ def test_an_index_that_disagrees_is_corrected(tmp_path: Path, taken: StoredSnaps
         assert check(repository).notes == []
 
 
+def test_volumes_under_one_another_s_names(tmp_path: Path, source: Path, taken: StoredSnapshot) -> None:
+    """The index knows where blobs were before; all can be read all the same, so no file is named."""
+    one, two = volumes(tmp_path, "data")[:2]
+    os.rename(one, tmp_path / "third")
+    os.rename(two, one)
+    os.rename(tmp_path / "third", two)
+    result = checked(tmp_path, True)
+    assert {os.path.basename(p.where) for p in result.problems} == {one.name, two.name}
+    assert result.affected == []
+
+
+def test_a_key_slot_of_another_password(tmp_path: Path, taken: StoredSnapshot) -> None:
+    with repos.open_(tmp_path) as repository:
+        name = repository.add_key(b"another", cost=repos.CHEAP)
+    flip(tmp_path / "repository/keys" / name, 300)
+    result = checked(tmp_path)
+    assert [(p.kind, p.where) for p in result.problems] == [("key", f"keys/{name}")]
+
+
 def test_an_index_that_lacks_a_volume(tmp_path: Path, taken: StoredSnapshot) -> None:
     with repos.open_(tmp_path) as repository:
         repository.index.reset()
@@ -238,6 +259,96 @@ def test_leftovers_are_a_note(tmp_path: Path, taken: StoredSnapshot) -> None:
     result = checked(tmp_path)
     assert result.ok
     assert "77 bytes" in result.notes[0]
+
+
+# ---- a part of the volumes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A repository of a dozen volumes or so."""
+    repos.create(tmp_path, volume_size=512 * 1024, chunks=(16 * 1024, 64 * 1024, 256 * 1024))
+    repos.snapshot(tmp_path, make(tmp_path / "source", {b"large": File(noise(5_000_000, 9))}))
+    return tmp_path
+
+
+def test_t_parts_together_read_everything_once(many: Path) -> None:
+    files = {path.name: path for path in (*volumes(many, "data"), *volumes(many, "trees"))}
+    for t in (1, 2, 5, 300):
+        found = [checked(many, Subset(part=(n, t))) for n in range(1, t + 1)] if t < 300 else []
+        assert sum(result.volumes_read for result in found) == (len(files) if t < 300 else 0)
+        parts = [Subset(part=(n, t)).choose(dict.fromkeys(map(bytes.fromhex, files), (0, 1)), os.urandom)  # type: ignore[arg-type]
+                 for n in range(1, t + 1)]  # fmt: skip
+        assert sorted(name.hex() for part in parts for name in part) == sorted(files)
+    for path in files.values():
+        flip(path, 200)
+    damaged = [checked(many, Subset(part=(n, 4))) for n in range(1, 5)]
+    named = [os.path.basename(p.where) for result in damaged for p in result.problems if p.kind == "volume"]
+    assert set(named) == set(files), "each damaged volume is found in one of the runs"
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [("30%", 3, 5), ("0.001%", 1, 1), ("100%", 11, 14), ("1M", 2, 9), ("1", 1, 1), ("9T", 11, 14)],
+)
+def test_a_part_by_chance(many: Path, text: str, least: int, most: int) -> None:
+    result = checked(many, parse(text))
+    assert least <= result.volumes_read <= most, result.volumes
+    assert 0 < result.bytes_read <= result.bytes_stored
+    assert result.ok
+
+
+def test_chance_has_a_seam(many: Path) -> None:
+    names = {bytes([n]) * 32: (VolumeKind.DATA, 1000) for n in range(200)}
+    for subset in (Subset(percent=10), Subset(size=20_000)):
+        one, same, other = (
+            subset.choose(names, lambda n, seed=seed: bytes([seed]) * n) for seed in (1, 1, 2)
+        )  # type: ignore[misc]
+        assert one == same != other
+        assert len(one) == 20
+    assert Subset(percent=10).choose({}, os.urandom) == set()
+
+
+def test_what_was_not_read_is_not_called_sound(many: Path) -> None:
+    """A volume that was marked stays so when another part is read."""
+    path = volumes(many, "data")[0]
+    flip(path, 200)
+    assert not checked(many, True).ok
+    flip(path, 200)
+    there = bytes.fromhex(path.name)
+    n = 1 + int.from_bytes(there[:8], "big") % 2
+    assert "--read-data" in checked(many, Subset(part=(3 - n, 2))).notes[0]
+    assert "sound now" in checked(many, Subset(part=(n, 2))).notes[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0/3",
+        "4/3",
+        "1/0",
+        "3",
+        "x",
+        "",
+        "-5%",
+        "0%",
+        "101%",
+        "1/2/3",
+        "5 M x",
+        "0",
+        "nan%",
+        "1e3%",
+        "½",
+        "0.0K",
+    ],
+)
+def test_parts_that_cannot_be_meant(text: str) -> None:
+    if text == "3":
+        assert parse(text) == Subset(size=3)
+        return
+    with pytest.raises(UsageError, match="--read-data-subset") as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
 
 
 # ---- trees that no honest writer makes -------------------------------------------------------------------------------

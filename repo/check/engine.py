@@ -1,20 +1,26 @@
 """Is everything there that the snapshots refer to, and is it what was written?
 
-Three looks, each in bounded memory: the events; the volumes (directories, or with `read_data` every byte: scrub.py); the
-snapshots' trees (treecheck.py).  Nothing is repaired here but the index; damaged volumes are marked in it so that the next
-backup stores their blobs anew.
+Three looks, each in bounded memory: the events; the volumes (directories, or with `read_data` every byte: scrub.py; which
+ones: subset.py); the snapshots' trees (treecheck.py).  Nothing is repaired here but the index; damaged volumes are noted, so
+that the next backup stores their blobs anew.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from snapfs.repo.check.findings import Affected, CheckResult, Problem
 from snapfs.repo.check.scrub import Examiner, VolumeReport, fingerprint
+from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
+from snapfs.repo.errors import StorageError
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import VolumeKind
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.storage.base import TRASH, hash_in
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
@@ -23,8 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["Affected", "CheckResult", "Problem", "check"]
 
 
-def check(repository: Repository, *, read_data: bool = False, progress: Progress = SILENT) -> CheckResult:
-    """Look at everything, `read_data`: at every byte.  Damage is in the result; raises only where the place itself fails."""
+def check(
+    repository: Repository, *, read_data: bool | Subset = False, progress: Progress = SILENT
+) -> CheckResult:
+    """Look at everything, `read_data`: at every byte, or at every byte of some volumes.  Damage is in the result; raises only
+    where the place itself fails."""
     try:
         return _Check(repository, read_data, progress).run()
     except IndexBroken as error:
@@ -35,11 +44,13 @@ def check(repository: Repository, *, read_data: bool = False, progress: Progress
 
 
 class _Check:
-    def __init__(self, repository: Repository, read_data: bool, progress: Progress) -> None:
+    def __init__(self, repository: Repository, read_data: bool | Subset, progress: Progress) -> None:
         self._repository = repository
         self._read_data = read_data
         self._progress = progress
         self._result = CheckResult()
+        self._there: Collection[bytes] = ()
+        """Names of the volumes that are there."""
         self._gone: dict[bytes, tuple[str, str]] = {}
         """Volumes the index knew that are absent or of another size: name -> (path, why)."""
 
@@ -48,8 +59,14 @@ class _Check:
         state = repository.events.load()
         for text in state.problems:
             result.add("event", text, "events")
+        result.missing_events = len(state.missing)
+        if state.accepted:
+            result.notes.append(
+                f"{len(state.accepted)} events are missing; that was accepted on this machine (--accept-rollback)"
+            )
         if repository.config_problem is not None:
             result.add("config", repository.config_problem, "config")
+        self._keys()
         self._leftovers()
         self._volumes()
         walk = TreeCheck(repository, self._progress)
@@ -64,8 +81,28 @@ class _Check:
                 self._progress.advance(files=1)
         result.take(walk.found)
         self._absences(walk)
-        repository.index.mark(walk.unreadable, False)
+        if walk.unreadable:
+            repository.index.mark(walk.unreadable, False)
+            repository.note_damaged(walk.unreadable.intersection(self._there))
         return result
+
+    def _keys(self) -> None:
+        """Key slots, those of other passwords too: who needs one finds out too late."""
+        storage = self._repository.storage
+        for path, _ in storage.list("keys"):
+            name = hash_in(path)
+            if name is None:
+                continue
+            try:
+                sound = hashlib.sha256(storage.read(path)).digest() == name
+            except StorageError as error:
+                if error.errno != errno.EIO:
+                    raise
+                sound = False
+            if not sound:
+                self._result.add(
+                    "key", "its bytes are not those its name stands for: a password may open nothing", path
+                )
 
     def _leftovers(self) -> None:
         sizes = [size for _, size in self._repository.storage.list("tmp")]
@@ -73,6 +110,11 @@ class _Check:
             self._result.notes.append(
                 f"{len(sizes)} unfinished files ({sum(sizes)} bytes) in tmp/: of a backup that runs, or that was "
                 "cut off; the next one sweeps them up"
+            )
+        sizes = [size for _, size in self._repository.storage.list(TRASH)]
+        if sizes:
+            self._result.notes.append(
+                f"{len(sizes)} damaged volumes ({sum(sizes)} bytes) in {TRASH}/: set aside by `repair volumes`, read by nobody"
             )
 
     def _list(self) -> dict[bytes, tuple[VolumeKind, int]]:
@@ -89,31 +131,41 @@ class _Check:
     def _volumes(self) -> None:
         repository, result = self._repository, self._result
         index, listing = repository.index, self._list()
-        total = sum(size for _, size in listing.values()) if self._read_data else None
+        self._there = listing.keys()
+        read = self._chosen(listing)
+        total = sum(listing[name][1] for name in read) if read else None
         self._progress.phase("check volumes", len(listing), total)
         listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
-        sound: dict[bytes, int] = {}
+        prints: dict[bytes, int] = {}
+        sound: set[bytes] = set()
         damaged: set[bytes] = set()
-        for report in Examiner(repository.volumes, repository.keys, self._read_data).examine_all(listed):
+        for report in Examiner(repository.volumes, repository.keys, read).examine_all(listed):
             self._count(report)
-            if report.problems:
-                damaged.add(report.name)
-            else:
-                sound[report.name] = report.fingerprint
-        if self._index_disagrees(sound):
+            if (
+                report.fingerprint is not None
+            ):  # a damaged one may be another's bytes, which the index must know
+                prints[report.name] = report.fingerprint
+            (damaged if report.problems else sound).add(report.name)
+        if self._index_disagrees(prints):
             index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
         if damaged:
-            index.mark(damaged, False)
+            repository.note_damaged(damaged)
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
-        if unusable and self._read_data:
-            index.mark(unusable, True)
-            result.notes.append(f"{len(unusable)} volumes found damaged earlier are sound now")
-        elif unusable:
+        if again := unusable & read:
+            repository.note_sound(again)
+            result.notes.append(f"{len(again)} volumes found damaged earlier are sound now")
+        if unread := unusable - read:
             result.notes.append(
-                f"{len(unusable)} volumes were found damaged earlier; `check --read-data` reads them again"
+                f"{len(unread)} volumes were found damaged earlier; `check --read-data` reads them again"
             )
+
+    def _chosen(self, listing: Listing) -> set[bytes]:
+        """Names of the volumes to be read whole."""
+        if isinstance(self._read_data, Subset):
+            return self._read_data.choose(listing, self._repository.system.entropy)
+        return set(listing) if self._read_data else set()
 
     def _count(self, report: VolumeReport) -> None:
         if self._progress.interrupted:
@@ -126,11 +178,12 @@ class _Check:
         result.blobs += report.blobs
         result.bytes_plain += report.plain
         result.bytes_stored += report.size
-        result.bytes_read += report.size if self._read_data else 0
-        self._progress.advance(files=1, bytes=report.size if self._read_data else 0)
+        result.volumes_read += report.read
+        result.bytes_read += report.size if report.read else 0
+        self._progress.advance(files=1, bytes=report.size if report.read else 0)
 
     def _index_disagrees(self, prints: dict[bytes, int]) -> bool:
-        """Whether the index says anything else of the sound volumes than their directories do."""
+        """Whether the index says anything else of the volumes than their directories do."""
         index = self._repository.index
         sums = {volume.number: 0 for volume in index.volumes()}
         for key, at in index.entries():
@@ -145,5 +198,5 @@ class _Check:
         for name, (path, why) in self._gone.items():
             if name in walk.unreadable or (walk.homeless and name not in known):
                 self._result.add("volume", why, path)
-            else:
+            elif self._repository.storage.size(f"{TRASH}/{path}") is None:
                 self._result.notes.append(f"{path}: {why}; no snapshot needs anything that was only there")

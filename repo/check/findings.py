@@ -10,7 +10,7 @@ LISTED = 10_000
 
 
 class Problem(NamedTuple):
-    """Damage.  `kind`: event, volume, blob or tree; `where` names the object, the blob, or a path in a snapshot."""
+    """Damage.  `kind`: event, config, key, volume, blob or tree; `where` names the object, the blob, or a path in a snapshot."""
 
     kind: str
     message: str
@@ -34,6 +34,8 @@ class CheckResult:
     affected_count: int = 0
     notes: list[str] = field(default_factory=list)
     """What is no damage: leftovers, volumes that nothing needs, an index that was corrected."""
+    missing_events: int = 0
+    """Problems that are events which were here and are gone: a rollback."""
     snapshots: int = 0
     volumes: int = 0
     blobs: int = 0
@@ -41,10 +43,17 @@ class CheckResult:
     pages: int = 0
     """Distinct directory pages walked."""
     bytes_stored: int = 0
+    volumes_read: int = 0
+    """Of which every byte was read."""
     bytes_read: int = 0
     """Of volumes, with `read_data`."""
     bytes_plain: int = 0
     """Plaintext of all blobs."""
+
+    @property
+    def only_rolled_back(self) -> bool:
+        """Nothing is damaged, and events are missing."""
+        return 0 < self.missing_events == self.problem_count
 
     @property
     def ok(self) -> bool:

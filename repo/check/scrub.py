@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import NamedTuple
@@ -40,8 +40,10 @@ class VolumeReport(NamedTuple):
     blobs: int
     plain: int
     """Plaintext of its blobs, in bytes, as its directory says."""
-    fingerprint: int
-    """Sum over its blobs of fingerprint(): compared with what the index says of it."""
+    read: bool
+    """Whether every byte of it was read."""
+    fingerprint: int | None
+    """Sum over its blobs of fingerprint(): compared with what the index says of it.  None: its directory was not read whole."""
 
 
 def fingerprint(key: bytes, at: Location) -> int:
@@ -50,11 +52,12 @@ def fingerprint(key: bytes, at: Location) -> int:
 
 
 class Examiner:
-    def __init__(self, volumes: Volumes, keys: Keys, read_data: bool) -> None:
+    def __init__(self, volumes: Volumes, keys: Keys, read: Collection[bytes]) -> None:
+        """`read`: names of the volumes of which every byte is to be read."""
         self._volumes = volumes
         self._storage = volumes.storage
         self._blob_keys = {int(kind): key for kind, key in keys.blob_keys.items()}
-        self._read_data = read_data
+        self._to_read = read
 
     def examine_all(self, listing: Iterable[Listed]) -> Iterator[VolumeReport]:
         """Reports in the order of the listing; some volumes ahead are being read meanwhile."""
@@ -73,17 +76,19 @@ class Examiner:
     def examine(self, name: bytes, kind: VolumeKind, size: int) -> VolumeReport:
         """Everything there is to say of one volume.  A volume that cannot be read is a problem, never an exception."""
         found = _Reading()
+        read = name in self._to_read
         try:
             opener = self._volumes.opener(kind, name)
             entries = found.counted(self._volumes.directory(kind, name, size))
-            if self._read_data:
+            if read:
                 self._read(found, opener, object_name(kind, name), name, size, entries)
             else:
                 for _ in entries:
                     pass
         except RepositoryError as error:
             found.problem(error)
-        return VolumeReport(name, kind, size, found.problems, found.blobs, found.plain, found.fingerprint)
+        print_ = found.fingerprint if found.whole else None
+        return VolumeReport(name, kind, size, found.problems, found.blobs, found.plain, read, print_)
 
     def _read(
         self, found: _Reading, opener: Opener, path: str, name: bytes, size: int, entries: Iterator[Entry]
@@ -143,6 +148,8 @@ class _Reading:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.blobs = self.plain = self.fingerprint = 0
+        self.whole = False
+        """Its directory was read to the end."""
 
     def problem(self, error: RepositoryError) -> None:
         if len(self.problems) < _PROBLEMS:
@@ -155,3 +162,4 @@ class _Reading:
             self.plain += at.length
             self.fingerprint += fingerprint(entry[0][:16], at)
             yield entry
+        self.whole = True

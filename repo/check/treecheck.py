@@ -40,7 +40,10 @@ class TreeCheck(PageWalk):
         self._tried, self._lost = Marks(), Marks()
         self._naming = ""
         self._snapshot = ""
+        self._root_hit = False
         self.damaged = False
+        self.hits = 0
+        """Grows with every snapshot in which something is lost, also if an earlier one shares it."""
         self.homeless = False
         """Something that is needed is in no volume the index knows."""
         self.unreadable: set[bytes] = set()
@@ -56,12 +59,22 @@ class TreeCheck(PageWalk):
         self._naming = self._snapshot = snapshot.short
         self._run(snapshot)
 
+    def is_whole(self, page: bytes) -> bool:
+        """Whether a directory page that was walked, and everything below it, can be had."""
+        at = self._first(page)
+        return at is not None and not (self._below.has_blob(at) or self._lost.has_blob(at))
+
     def _run(self, snapshot: StoredSnapshot) -> None:
         root = snapshot.record.root
-        self._node(root, b"")
+        self._root_hit = self._node(root, b"")
         for path, node in self.walk(root):
             if self._node(node, path):
                 self.hit()
+        self.hits += self._root_hit
+
+    def hit(self) -> None:
+        self._root_hit = True
+        super().hit()
 
     # ---- pages ---------------------------------------------------------------------------------------------------
 

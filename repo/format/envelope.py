@@ -149,6 +149,14 @@ class Opener:
             raise Damaged(f"bad header of frame {number}", self.where)
         return FrameHeader(kind, codec, count, length, body)
 
+    def opens_header(self, number: int, sealed: bytes | memoryview) -> bool:
+        """Whether the header of this frame may stand here: for looking for it, where most places are wrong."""
+        try:
+            self._aead.decrypt(_nonce(2 * number), sealed, self.header)
+        except (InvalidTag, ValueError):  # the latter: shorter than a tag
+            return False
+        return True
+
     def body(self, number: int, sealed: bytes | memoryview) -> bytes:
         return self._open(_nonce(2 * number + 1), sealed, f"frame {number}")
 

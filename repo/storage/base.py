@@ -9,9 +9,11 @@ RepositoryNotFound), never an empty answer: a list that could not be read is not
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+TRASH = "trash"
+"""The folder of what was set aside; made when it is needed."""
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -61,8 +63,9 @@ class Storage(Protocol):
 
     def create(self) -> NewObject: ...
 
-    def put(self, name: str, data: bytes) -> None:
-        """Publish a small object durably: create, write, sync, publish, sync_names."""
+    def put(self, name: str, data: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
+        """Publish a small object durably: create, write, read back, sync, publish, sync_names.  `check` gets what was read
+        back, and raises if it is not as meant: then nothing is published.  Raises Damaged if it is not what was written."""
 
     def sync_names(self) -> None:
         """Make all names published since the last call durable."""
@@ -72,6 +75,9 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove an object durably; an absent one is no error."""
+
+    def set_aside(self, name: str) -> str:
+        """Move an object to TRASH, where no reader looks, durably; returns its name there."""
 
     def sweep(self) -> None:
         """Remove what dead writers left unpublished.  Never raises."""

@@ -17,7 +17,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
-from snapfs.repo.errors import RepositoryNotFound, StorageError
+from snapfs.repo.errors import Damaged, RepositoryNotFound, StorageError
+from snapfs.repo.storage.base import TRASH
 
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
 _OPEN_FILES = 64
@@ -137,7 +138,8 @@ class LocalStorage:
         self._was_there = self._is_there()
         # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from
         # the original.
-        self.identity = os.fsencode(os.path.realpath(self.place)) + b"\0%d" % info.st_ino
+        self.real_path = os.fsencode(os.path.realpath(self.place))
+        self.identity = self.real_path + b"\0%d" % info.st_ino
 
     def path(self, name: str) -> str:
         return f"{self.place}/{name}"
@@ -223,10 +225,16 @@ class LocalStorage:
     def create(self) -> LocalObject:
         return LocalObject(self)
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
         new = self.create()
         try:
             new.write(data)
+            back = new.read(0, len(data) + 1)
+            if back != data:
+                raise Damaged(
+                    "does not read back as it was written: is the memory of this machine sound?", name
+                )
+            check(back)
             new.sync()
             new.publish(name)
         finally:
@@ -274,6 +282,31 @@ class LocalStorage:
             except FileNotFoundError:
                 return
         self.unsynced.add(os.path.dirname(self.path(name)))
+        self.sync_names()
+
+    def set_aside(self, name: str) -> str:
+        target, number = f"{TRASH}/{name}", 0
+        with _failing_as(f"move {name} to {TRASH}/"):
+            while os.path.lexists(self.path(target)):  # one that was brought back, and is damaged again
+                number += 1
+                target = f"{TRASH}/{name}.{number}"
+            folder = os.path.dirname(target)
+            os.makedirs(self.path(folder), 0o700, exist_ok=True)
+            self._sync_up(folder)  # where it goes must be there before it goes
+            os.rename(self.path(name), self.path(target))
+        with self._lock:
+            fd = self._files.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+        self.unsynced |= {os.path.dirname(self.path(target)), os.path.dirname(self.path(name))}
+        self.sync_names()
+        return target
+
+    def _sync_up(self, folder: str) -> None:
+        """Make a folder's name durable, and those above it."""
+        while folder:
+            folder = os.path.dirname(folder)
+            self.unsynced.add(self.path(folder).rstrip("/"))
         self.sync_names()
 
     def sweep(self) -> None:

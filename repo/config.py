@@ -1,0 +1,70 @@
+"""Which repository this is, and its parameters: from its config, or, where that is lost, from a key slot."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
+from snapfs.repo.format import labels as L
+from snapfs.repo.format import records
+from snapfs.repo.format.envelope import Opener, parse_header
+from snapfs.repo.format.records import Bundle, Config
+from snapfs.repo.format.sealed import open_record
+from snapfs.repo.keys import Keys
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.volumes import is_absent
+
+
+def repository_id(storage: LocalStorage) -> bytes:
+    """From the config, or, if that is lost and there are backups, from a key slot."""
+    problem: RepositoryError
+    try:
+        return parse_header(storage.read("config", 0, L.HEADER_SIZE), "config").repository
+    except Damaged as error:
+        problem = error
+    except StorageError as error:
+        if error.errno == errno.EIO:  # a bad sector: as damage
+            return _repository_id_elsewhere(storage, error)
+        if not is_absent(error):
+            raise
+        half = os.path.isdir(storage.path("keys"))
+        problem = RepositoryNotFound(
+            f"no repository at {storage.place}: "
+            + ("it has no config, so an init was probably interrupted; run `snapfs init` again" if half
+               else "there is a folder, but nothing of snapfs in it; check the path, or make one with `snapfs init`"),
+            storage.place,
+        )  # fmt: skip
+    return _repository_id_elsewhere(storage, problem)
+
+
+def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) -> bytes:
+    """From a key slot, where there are backups; else raises what is wrong with the config."""
+    if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
+        for name, _ in storage.list("keys"):
+            with contextlib.suppress(RepositoryError):
+                return parse_header(storage.read(name), name).repository
+    raise problem
+
+
+def open_config(
+    storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes
+) -> tuple[Config, str | None]:
+    """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
+    problem = None
+    try:
+        data = storage.read("config")
+        record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
+    except (Damaged, StorageError) as error:
+        problem, record = str(error), bundle.config
+    config = records.check_config(records.decode(Config, record, "config"), "config")
+    if config.repository != repository:
+        raise Damaged("belongs to another repository", "config")
+    return config, problem
+
+
+def verify_config(keys: Keys, data: bytes, bundle: Bundle) -> None:
+    """Raise Damaged unless a config just written opens as the record that the key slots have."""
+    if open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG), data) != bundle.config:
+        raise Damaged("does not read back as it was meant: is the memory of this machine sound?", "config")
