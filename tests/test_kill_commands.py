@@ -71,10 +71,12 @@ def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     )
     if mounted.returncode:
         pytest.skip(f"no loop device: {mounted.stderr.strip()}")
-    made = Scene(home, folder / "source")
-    yield made
-    made.close()
-    subprocess.run(["umount", home], check=True)
+    try:
+        made = Scene(home, folder / "source")
+        yield made
+        made.close()
+    finally:
+        subprocess.run(["umount", home], check=True)
 
 
 @as_root

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -190,6 +189,3 @@ def _high(fd: int) -> int:
 def one_line(done: Done) -> bool:
     """Whether a failure was told as it should be: no traceback, no internal error."""
     return "Traceback" not in done.err and "internal error" not in done.err
-
-
-__all__: Sequence[str] = ("Commands", "Done", "Fault", "one_line", "serve")

@@ -19,7 +19,7 @@ from snapfs.repo.check.engine import check
 from snapfs.repo.errors import WrongPassword
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.repository import README, Repository
-from support import repositories, same
+from support import same
 from support.interpose import NO_FAULT, Commands, Done, Fault, one_line
 from support.trees import File, Name, Symlink, make, noise
 
@@ -268,9 +268,6 @@ class Scene:
             assert done.err, done
 
 
-def folder(parent: Any = None) -> str | None:
+def folder() -> str | None:
     """Where a scene lies: in memory if possible."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else parent
-
-
-__all__ = ["NEW", "OTHER", "PARTS", "PASSWORD", "VERBS", "Scene", "folder", "repositories"]
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
