@@ -101,11 +101,8 @@ def test_any_exception_in_any_handler_is_an_errno(home: Path, rounds: Rounds) ->
                 with pytest.raises(OSError) as caught:
                     read_new(path)
                 assert fire.hits, f"{place} was never asked: the test shows nothing"
-            assert (
-                caught.value.errno in (errno.EIO, errno.ENOTDIR)
-                if error == "NotADirectoryError"
-                else errno.EIO
-            )
+            expected = (errno.EIO, errno.ENOTDIR) if error == "NotADirectoryError" else (errno.EIO,)
+            assert caught.value.errno in expected, f"{place}, {error}: {caught.value}"
             assert "input/output error" in fire.log[before:] or error == "NotADirectoryError"
             read_new(path)
 
