@@ -39,6 +39,9 @@ class Index:
         """Held while what is known of the volumes changes, in memory and in the environment."""
         self._volumes: dict[int, IndexedVolume] = {}
         self._numbers: dict[bytes, int] = {}
+        self._given: dict[bytes, int] = {}
+        """Every number a volume ever had here: what relies on a number outlives the environment."""
+        self._highest = 0
         self._usable: set[int] = set()
         self._as_of = -1
         """The transaction whose volumes these are: they are read again only if there was another, since a repository of many
@@ -125,8 +128,13 @@ class Index:
             self._enter([FoundVolume(name, kind, size, list(entries), usable)])
             return self._numbers[name]
 
+    def replace(self, found: Iterable[FoundVolume]) -> None:
+        """Have these volumes and no others: nothing of what was there before is built upon.  If `found` raises, all stays."""
+        with self._noting:
+            self._build(found)
+
     def add_all(self, found: Iterable[FoundVolume]) -> None:
-        """Record many durable volumes in few transactions; where there are none yet, all at once (see _build).
+        """Record many durable volumes in few transactions; where there are none yet, all at once (see replace).
 
         If `found` raises, the last of them are not recorded, or, where there were none, none is.
         """
@@ -204,10 +212,8 @@ class Index:
             rows: list[bytes] = []
             with self._here.writing() as writing:
                 self._catch_up(writing)
-                free = 1 + max(self._volumes, default=0)
                 for one in found:
-                    number = self._numbers.get(one.name, free)
-                    free += number == free
+                    number = self._number(one.name)
                     rows.extend(self._rows.blobs(number, one.entries))
                     volumes.append(IndexedVolume(number, one.name, one.kind, one.size, one.usable))
                 rows.sort()
@@ -223,7 +229,8 @@ class Index:
         """
         volumes = []
         with SortedRuns(self.folder, ROW) as runs:
-            for number, one in enumerate(found, 1):
+            for one in found:
+                number = self._number(one.name)
                 volumes.append(IndexedVolume(number, one.name, one.kind, one.size, one.usable))
                 with broken(self.folder):
                     runs.add(self._rows.blobs(number, one.entries))
@@ -265,8 +272,10 @@ class Index:
             return
         as_of, volumes = found
         self._numbers = {volume.name: volume.number for volume in volumes}
+        self._given |= self._numbers
         self._usable = {volume.number for volume in volumes if volume.usable}
         self._volumes = {volume.number: volume for volume in volumes}
+        self._highest = max(self._highest, max(self._volumes, default=0))
         self._as_of = as_of
 
     def _note(self, volumes: list[IndexedVolume], writing: Writing) -> None:
@@ -277,6 +286,16 @@ class Index:
             (self._usable.add if volume.usable else self._usable.discard)(volume.number)
         if volumes:
             self._as_of = writing.number
+
+    def _number(self, name: bytes) -> int:
+        """The number of a volume, a new one where it has none."""
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._given.get(name)
+            if number is None or number in self._volumes:
+                number = self._highest = self._highest + 1
+            self._given[name] = number
+        return number
 
     def _is_usable(self, number: int) -> bool:
         return number in self._usable or self.volume(number).usable

@@ -6,6 +6,7 @@ LMDB keeps no checksums of its pages; whatever it says is wrong is IndexBroken, 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,6 +61,9 @@ class Environment:
             found = txn.get(b"schema", db=self._meta)
             if found is None:
                 txn.put(b"schema", tagged, db=self._meta)
+                # Every environment counts from elsewhere: what was noted in one before says nothing about this one.
+                losses = _COUNT.pack(secrets.randbits(48))
+                txn.put(_LOSSES, losses + rows.tag(_LOSSES + losses), db=self._meta)
             elif found != tagged:
                 raise IndexBroken("another schema, or another repository's")
 

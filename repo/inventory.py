@@ -49,7 +49,9 @@ def _compare(
         progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
         volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
         unusable = {name for name, volume in known.items() if not volume.usable} | {*lost, *damaged}
-        index.add_all(_read(volumes, ((name, *listing[name]) for name in wanted), unusable, progress))
+        found = _read(volumes, ((name, *listing[name]) for name in wanted), unusable, progress)
+        # Where something is not as it should be, nothing of the old may stay: in a damaged tree, what is put is not found.
+        (index.replace if thorough else index.add_all)(found)
     return bool(lost or wanted)
 
 

@@ -26,7 +26,7 @@ from snapfs.repo.index_environment import Environment
 from snapfs.repo.index_rows import Rows
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
 from snapfs.repo.sorted_runs import SortedRuns
-from support import repositories
+from support import repositories, trees
 from support.parts import KEYS
 
 TAG = KEYS.index_tag
@@ -292,7 +292,7 @@ def test_reset_begins_empty(index: Index, tmp_path: Path) -> None:
     index.add(TWO, VolumeKind.TREE, 2, entries(2))
     index.close()
     again = Index(str(tmp_path / "index"), TAG)
-    assert again.volumes() == [(1, TWO, VolumeKind.TREE, 2, True)]
+    assert again.volumes() == [(2, TWO, VolumeKind.TREE, 2, True)], "a number is given once"
     again.close()
 
 
@@ -528,3 +528,31 @@ def test_a_lost_or_damaged_index_is_rebuilt_from_the_volumes(tmp_path: Path) -> 
             assert [repository.blobs.get(b, Kind.CONTENT) for b in ids] == [
                 b"%d" % i * i for i in range(1, 200)
             ]
+
+
+def test_a_thorough_look_builds_upon_nothing_that_was_there(tmp_path: Path) -> None:
+    """In a tree with a damaged page, what is put is not always found again."""
+    trees.make(tmp_path / "source", {b"f": trees.File(trees.noise(5000))})
+    repositories.create(tmp_path)
+    repositories.snapshot(tmp_path, tmp_path / "source")
+    with repositories.open_(tmp_path) as repository:
+        index = repository.index
+        before, losses, old = {v.name: v.number for v in index.volumes()}, index.losses(), index._here
+        rows = sorted(index.entries())
+        repository.synchronise(thorough=True)
+        assert index._here is not old
+        assert {v.name: v.number for v in index.volumes()} == before
+        assert sorted(index.entries()) == rows
+        assert index.losses() != losses, "what was noted as whole before is not relied on"
+
+
+def test_a_number_is_given_once(tmp_path: Path) -> None:
+    index = Index(str(tmp_path / "index"), TAG)
+    try:
+        assert [index.add(name, VolumeKind.DATA, 1, entries(2)) for name in (ONE, TWO)] == [1, 2]
+        index.replace([FoundVolume(TWO, VolumeKind.DATA, 1, list(entries(2)), True)])
+        assert [v.number for v in index.volumes()] == [2]
+        assert index.add(b"3" * 32, VolumeKind.DATA, 1, entries(2)) == 3
+        assert index.add(ONE, VolumeKind.DATA, 1, entries(2)) == 1
+    finally:
+        index.close()
