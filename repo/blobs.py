@@ -60,7 +60,9 @@ class FrameCache:
                 mine: Future[bytes] = Future()
                 self._coming[key] = mine
         if coming is not None:
-            return coming.result()
+            with contextlib.suppress(Exception):
+                return coming.result()
+            return load()  # what another met may be over by now; if not, it is met again
         try:
             frame = load()
         except BaseException as error:

@@ -49,10 +49,19 @@ def _compare(
         progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
         volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
         unusable = {name for name, volume in known.items() if not volume.usable} | {*lost, *damaged}
-        found = _read(volumes, ((name, *listing[name]) for name in wanted), unusable, progress)
-        # Where something is not as it should be, nothing of the old may stay: in a damaged tree, what is put is not found.
-        (index.replace if thorough else index.add_all)(found)
+        listed = [(name, *listing[name]) for name in wanted]
+        if thorough:
+            # Something is not as it should be, so nothing of the old one may stay: in a damaged tree, what is put is not found.
+            # But where a directory does not read just now, the index knows more than it says.
+            with contextlib.suppress(_Unread):
+                index.replace(_read(volumes, listed, unusable, progress, complete=True))
+                return True
+        index.add_all(_read(volumes, listed, unusable, progress))
     return bool(lost or wanted)
+
+
+class _Unread(Exception):
+    """The directory of a volume does not read."""
 
 
 def _read(
@@ -60,6 +69,7 @@ def _read(
     listed: Iterable[tuple[bytes, VolumeKind, int]],
     unusable: set[bytes],
     progress: Progress,
+    complete: bool = False,
 ) -> Iterator[FoundVolume]:
     """What the directories of volumes say.  Those that check found damaged stay `unusable` until check finds them sound."""
     for name, kind, size in listed:
@@ -67,6 +77,8 @@ def _read(
         try:
             entries, usable = list(volumes.directory(kind, name, size)), name not in unusable
         except Damaged as error:
+            if complete:
+                raise _Unread from error
             progress.notice(
                 f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
             )
