@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 
-from snapfs.repo.errors import RepositoryError
+from snapfs.repo.errors import SnapfsError
 from snapfs.repo.model import KiB, MiB, Node
 from snapfs.repo.restore._making import make_files
 from snapfs.repo.restore.ahead import Ahead
@@ -118,7 +118,7 @@ class SmallFiles:
         wait([batch.made for batch in self._running if batch.made is not None])
         for batch in self._running:
             if batch.finish is not None:
-                with contextlib.suppress(OSError, RepositoryError):  # the first error is the one to tell
+                with contextlib.suppress(OSError, SnapfsError):  # the first error is the one to tell
                     batch.finish(batch.folder)
         for batch in (*self._running, *(() if self._open is None else (self._open,))):
             _close(batch.folder)
