@@ -86,6 +86,12 @@ class Index:
         location = self.get(blob)
         return None if location is None else location.volume
 
+    def holds(self, blobs: list[bytes]) -> bool:
+        """Whether each of these has a holder().  A False may be wrong: where the first of several copies is not usable."""
+        found = self._here.firsts([blob[:KEY] for blob in blobs])
+        holder, usable = self._rows.holder, self._usable
+        return len(found) == len(blobs) and all(holder(key, value) in usable for key, value in found)
+
     def volume(self, number: int) -> IndexedVolume:
         """Raises IndexBroken for a number that no volume has."""
         if number not in self._volumes:
@@ -105,6 +111,20 @@ class Index:
             location = self._rows.location(key, value)
             if location is not None:
                 yield key, location
+
+    def fingerprint(self, volume: bytes, entries: Iterable[Entry]) -> int:
+        """A number for "these blobs lie in the volume of this name", which adds up; equal within this process only."""
+        return sum(map(hash, self._rows.blobs(self._numbers.get(volume, 0), entries)))
+
+    def fingerprints(self) -> dict[bytes, int]:
+        """Of each volume by its name: fingerprint() of what is entered as lying in it."""
+        names = {volume.number: volume.name for volume in self.volumes()}
+        sums = dict.fromkeys(names, 0)
+        for key, value in self._here.blobs():
+            number = self._rows.claimed(value)
+            if number in sums:  # not one that a backup has just added
+                sums[number] += hash(key + value)
+        return {names[number]: value for number, value in sums.items()}
 
     def losses(self) -> int:
         """How often volumes became unusable: while this stays, what was known to be there still is."""

@@ -78,6 +78,11 @@ class Environment:
         except lmdb.Error as error:
             raise IndexBroken(str(error)) from error
 
+    def firsts(self, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+        """(key, first value) of each of these keys that has any."""
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            return list(txn.cursor().getmulti(keys))
+
     def values(self, key: bytes) -> list[bytes]:
         with self._broken(), self._env.begin(db=self._blobs) as txn:
             cursor = txn.cursor()

@@ -84,6 +84,11 @@ class Rows:
         """The number of the volume alone."""
         return int(_FIRST.unpack_from(value)[0]) if self._fits(key, value, _VALUE.size) else None
 
+    @staticmethod
+    def claimed(value: bytes) -> int:
+        """What a value says is the number of the volume, be it damaged or not."""
+        return int.from_bytes(value[: _FIRST.size], "little")
+
     def volume(self, volume: IndexedVolume) -> tuple[bytes, bytes]:
         """(key, value) of its record."""
         key = _NUMBER.pack(volume.number)

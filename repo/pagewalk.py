@@ -21,11 +21,11 @@ _CACHED = 64
 class _Open:
     __slots__ = ("hit", "id", "items", "level", "path")
 
-    def __init__(self, page_id: bytes, path: bytes, level: int, page: Page[Node]) -> None:
+    def __init__(self, page_id: bytes, path: bytes, level: int, items: Iterator[Branch | Node]) -> None:
         self.id = page_id
         self.path = path
         self.level = level
-        self.items: Iterator[Branch | Node] = iter(page.branches if page.leaves is None else page.leaves)  # type: ignore[arg-type]
+        self.items = items
         self.hit = False
 
 
@@ -43,6 +43,10 @@ class PageWalk:
 
     def opened(self, page: bytes, path: bytes, found: Page[Node], below: Below) -> None:
         """A page was read.  RepositoryErrors raised here go to failed()."""
+
+    def chosen(self, leaves: list[Node]) -> list[Node]:
+        """Those of a page that are to be yielded, in their order."""
+        return leaves
 
     def leave(self, page: bytes, path: bytes, hit: bool) -> None:
         """A page that was entered is done; `hit`: hit() was called for something in it or below it."""
@@ -89,9 +93,10 @@ class PageWalk:
         try:
             found_level, page = self._pages.page(page_id, level)
             self.opened(page_id, path, page, below)
+            items = iter(page.branches or ()) if page.leaves is None else iter(self.chosen(page.leaves))
         except RepositoryError as error:
             self.failed(page_id, path, error)
             self.leave(page_id, path, True)
             self.hit()
             return
-        self._stack.append(_Open(page_id, path, found_level, page))
+        self._stack.append(_Open(page_id, path, found_level, items))

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from snapfs.repo.check.beside import WalkBeside
 from snapfs.repo.check.findings import Affected, CheckResult, Problem
-from snapfs.repo.check.scrub import Examiner, VolumeReport, fingerprint
+from snapfs.repo.check.scrub import Examiner, VolumeReport
+from snapfs.repo.check.scrubbers import Scrubbers
 from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.errors import StorageError
 from snapfs.repo.index import IndexBroken
-from snapfs.repo.model import VolumeKind
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.storage.base import TRASH, hash_in
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
+    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
 
 __all__ = ["Affected", "CheckResult", "Problem", "check"]
@@ -68,12 +70,7 @@ class _Check:
             result.add("config", repository.config_problem, "config")
         self._keys()
         self._leftovers()
-        self._volumes()
-        walk = TreeCheck(repository, self._progress)
-        self._progress.phase("check snapshots", len(state.snapshots))
-        for snapshot in state.snapshots:
-            walk.check(snapshot)
-            self._progress.advance(files=1)
+        walk = self._contents(state.snapshots)
         if walk.damaged:
             self._progress.phase("name damaged files", len(state.snapshots))
             for snapshot in state.snapshots:
@@ -85,6 +82,33 @@ class _Check:
             repository.index.mark(walk.unreadable, False)
             repository.note_damaged(walk.unreadable.intersection(self._there))
         return result
+
+    def _contents(self, snapshots: Sequence[StoredSnapshot]) -> TreeCheck:
+        """Volumes and trees."""
+        repository, listing = self._repository, self._list()
+        read = self._chosen(listing)
+        to_read = sum(listing[name][1] for name in read)
+        self._progress.phase("check volumes", len(listing), to_read or None)
+        examiner = Examiner(repository.volumes, repository.keys, read, repository.index.fingerprint)
+        walk = TreeCheck(repository, self._progress)
+        with (
+            Scrubbers(examiner, to_read) as scrubbers,
+            WalkBeside(repository.index, walk, snapshots, at_once=scrubbers.apart) as beside,
+        ):
+            largest_first = sorted((-size, name, kind) for name, (kind, size) in listing.items())
+            listed = ((name, kind, -size) for size, name, kind in largest_first)
+            if self._volumes(scrubbers.examine(listed), read, beside) and not self._gone:
+                self._progress.phase("check snapshots", len(snapshots))
+                for _ in beside.walked():
+                    self._progress.advance(files=1)
+                if not walk.damaged:
+                    return walk
+        walk = TreeCheck(self._repository, self._progress)
+        self._progress.phase("check snapshots", len(snapshots))
+        for snapshot in snapshots:
+            walk.check(snapshot)
+            self._progress.advance(files=1)
+        return walk
 
     def _keys(self) -> None:
         """Key slots, those of other passwords too: who needs one finds out too late."""
@@ -117,9 +141,10 @@ class _Check:
                 f"{len(sizes)} damaged volumes ({sum(sizes)} bytes) in {TRASH}/: set aside by `repair volumes`, read by nobody"
             )
 
-    def _list(self) -> dict[bytes, tuple[VolumeKind, int]]:
+    def _list(self) -> Listing:
         """The volumes there are; what the index knew otherwise is remembered."""
         listing = self._repository.volumes.listing()
+        self._there = listing.keys()
         for known in self._repository.index.volumes():
             kind, size = listing.get(known.name, (known.kind, -1))
             if size != known.size:
@@ -128,25 +153,24 @@ class _Check:
         self._repository.synchronise()
         return listing
 
-    def _volumes(self) -> None:
+    def _volumes(self, reports: Iterable[VolumeReport], read: set[bytes], beside: WalkBeside) -> bool:
+        """Whether they are what the index says, each of them."""
         repository, result = self._repository, self._result
-        index, listing = repository.index, self._list()
-        self._there = listing.keys()
-        read = self._chosen(listing)
-        total = sum(listing[name][1] for name in read) if read else None
-        self._progress.phase("check volumes", len(listing), total)
-        listed = ((name, kind, size) for name, (kind, size) in sorted(listing.items()))
+        index = repository.index
         prints: dict[bytes, int] = {}
         sound: set[bytes] = set()
         damaged: set[bytes] = set()
-        for report in Examiner(repository.volumes, repository.keys, read).examine_all(listed):
+        for report in reports:
             self._count(report)
             if (
                 report.fingerprint is not None
             ):  # a damaged one may be another's bytes, which the index must know
                 prints[report.name] = report.fingerprint
             (damaged if report.problems else sound).add(report.name)
-        if self._index_disagrees(prints):
+        known = beside.fingerprints()
+        wrong = any(known.get(name) != value for name, value in prints.items())
+        if wrong:
+            beside.stop()
             index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
@@ -160,6 +184,7 @@ class _Check:
             result.notes.append(
                 f"{len(unread)} volumes were found damaged earlier; `check --read-data` reads them again"
             )
+        return not wrong and not damaged
 
     def _chosen(self, listing: Listing) -> set[bytes]:
         """Names of the volumes to be read whole."""
@@ -181,16 +206,6 @@ class _Check:
         result.volumes_read += report.read
         result.bytes_read += report.size if report.read else 0
         self._progress.advance(files=1, bytes=report.size if report.read else 0)
-
-    def _index_disagrees(self, prints: dict[bytes, int]) -> bool:
-        """Whether the index says anything else of the volumes than their directories do."""
-        index = self._repository.index
-        sums = {volume.number: 0 for volume in index.volumes()}
-        for key, at in index.entries():
-            if at.volume in sums:  # not one that a backup has just added
-                sums[at.volume] += fingerprint(key, at)
-        names = {volume.name: volume.number for volume in index.volumes()}
-        return any(name not in names or sums[names[name]] != value for name, value in prints.items())
 
     def _absences(self, walk: TreeCheck) -> None:
         """A volume that is gone is damage if anything is lost that may have been in it."""

@@ -1,15 +1,13 @@
 """Examining volumes one by one: what their directories say, and, on demand, every byte of them.
 
 Knows volumes and keys, no index and no trees.  Each volume is read once, front to back; its SHA-256 and its frames are checked
-from the same buffers.  Crypto, zstd and hashes release the GIL, so two threads use two cores.
+from the same buffers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -22,7 +20,6 @@ from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Location, MiB, VolumeKind
 from snapfs.repo.volumes import Volumes, object_name, open_frame
 
-THREADS = 2
 _WINDOW = MiB
 """Bytes read at once, unless a frame is longer."""
 _PROBLEMS = 100
@@ -30,6 +27,8 @@ _PROBLEMS = 100
 
 Listed = tuple[bytes, VolumeKind, int]
 Entry = tuple[BlobId, int, Location]
+Fingerprint = Callable[[bytes, list[tuple[BlobId, Location]]], int]
+"""(name of a volume, blobs in it) -> a number that adds up."""
 
 
 class VolumeReport(NamedTuple):
@@ -43,55 +42,45 @@ class VolumeReport(NamedTuple):
     read: bool
     """Whether every byte of it was read."""
     fingerprint: int | None
-    """Sum over its blobs of fingerprint(): compared with what the index says of it.  None: its directory was not read whole."""
-
-
-def fingerprint(key: bytes, at: Location) -> int:
-    """A number for "this blob (first 16 bytes of its id) lies here": equal within this process only."""
-    return hash((key, at[1:]))
+    """Of its blobs, as Index.fingerprint has it.  None: its directory was not read whole, or nobody wants it."""
 
 
 class Examiner:
-    def __init__(self, volumes: Volumes, keys: Keys, read: Collection[bytes]) -> None:
+    def __init__(
+        self, volumes: Volumes, keys: Keys, read: Collection[bytes], fingerprint: Fingerprint | None = None
+    ) -> None:
         """`read`: names of the volumes of which every byte is to be read."""
+        self._fingerprint = fingerprint
         self._volumes = volumes
         self._storage = volumes.storage
         self._blob_keys = {int(kind): key for kind, key in keys.blob_keys.items()}
         self._to_read = read
 
-    def examine_all(self, listing: Iterable[Listed]) -> Iterator[VolumeReport]:
-        """Reports in the order of the listing; some volumes ahead are being read meanwhile."""
-        running: deque[Future[VolumeReport]] = deque()
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="scrub")
-        try:
-            for listed in listing:
-                running.append(pool.submit(self.examine, *listed))
-                if len(running) > 2 * THREADS:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
     def examine(self, name: bytes, kind: VolumeKind, size: int) -> VolumeReport:
         """Everything there is to say of one volume.  A volume that cannot be read is a problem, never an exception."""
-        found = _Reading()
+        found = _Reading(name, self._fingerprint)
         read = name in self._to_read
         try:
             opener = self._volumes.opener(kind, name)
-            entries = found.counted(self._volumes.directory(kind, name, size))
+            frames = found.counted(self._volumes.directory(kind, name, size))
             if read:
-                self._read(found, opener, object_name(kind, name), name, size, entries)
+                self._read(found, opener, object_name(kind, name), name, size, frames)
             else:
-                for _ in entries:
+                for _ in frames:
                     pass
         except RepositoryError as error:
             found.problem(error)
-        print_ = found.fingerprint if found.whole else None
+        print_ = found.fingerprint if found.whole and self._fingerprint is not None else None
         return VolumeReport(name, kind, size, found.problems, found.blobs, found.plain, read, print_)
 
     def _read(
-        self, found: _Reading, opener: Opener, path: str, name: bytes, size: int, entries: Iterator[Entry]
+        self,
+        found: _Reading,
+        opener: Opener,
+        path: str,
+        name: bytes,
+        size: int,
+        listed: Iterator[list[Entry]],
     ) -> None:
         digest, at = hashlib.sha256(), 0
         frames: list[list[Entry]] = []
@@ -111,8 +100,7 @@ class Examiner:
             if at != end:
                 raise Damaged("cut short", path)
 
-        for _, group in groupby(entries, lambda entry: entry[2].frame):
-            frame = list(group)
+        for frame in listed:
             first = frame[0][2]
             end = first.frame_offset + L.FRAME_HEADER_SIZE + first.sealed
             if first.frame_offset < at or end > size:
@@ -145,7 +133,9 @@ class Examiner:
 class _Reading:
     """What is known of a volume so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: bytes, fingerprint: Fingerprint | None) -> None:
+        self._name = name
+        self._fingerprint = fingerprint
         self.problems: list[str] = []
         self.blobs = self.plain = self.fingerprint = 0
         self.whole = False
@@ -155,11 +145,13 @@ class _Reading:
         if len(self.problems) < _PROBLEMS:
             self.problems.append(str(error))
 
-    def counted(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        for entry in entries:
-            at = entry[2]
-            self.blobs += 1
-            self.plain += at.length
-            self.fingerprint += fingerprint(entry[0][:16], at)
-            yield entry
+    def counted(self, entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+        """Frame by frame."""
+        for _, group in groupby(entries, lambda entry: entry[2].frame):
+            frame = list(group)
+            self.blobs += len(frame)
+            self.plain += sum(at.length for _, _, at in frame)
+            if self._fingerprint is not None:
+                self.fingerprint += self._fingerprint(self._name, [(blob, at) for blob, _, at in frame])
+            yield frame
         self.whole = True

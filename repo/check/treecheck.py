@@ -41,6 +41,7 @@ class TreeCheck(PageWalk):
         self._naming = ""
         self._snapshot = ""
         self._root_hit = False
+        self._stopped = False
         self.damaged = False
         self.hits = 0
         """Grows with every snapshot in which something is lost, also if an earlier one shares it."""
@@ -58,6 +59,10 @@ class TreeCheck(PageWalk):
         """The second walk: names what the first found damaged."""
         self._naming = self._snapshot = snapshot.short
         self._run(snapshot)
+
+    def stop(self) -> None:
+        """Let check(), in whatever thread, end with KeyboardInterrupt."""
+        self._stopped = True
 
     def is_whole(self, page: bytes) -> bool:
         """Whether a directory page that was walked, and everything below it, can be had."""
@@ -79,7 +84,7 @@ class TreeCheck(PageWalk):
     # ---- pages ---------------------------------------------------------------------------------------------------
 
     def enter(self, page: bytes, path: bytes, below: Below) -> bool:
-        if self._progress.interrupted:
+        if self._stopped or self._progress.interrupted:
             raise KeyboardInterrupt
         at = self._place(Kind.DIRECTORY, page, path)
         if at is None:
@@ -97,10 +102,21 @@ class TreeCheck(PageWalk):
         return False
 
     def opened(self, page: bytes, path: bytes, found: Page[Node], below: Below) -> None:
-        if any(a >= b for a, b in zip(found.names, found.names[1:], strict=False)):
+        if found.leaves is None and any(a >= b for a, b in zip(found.names, found.names[1:], strict=False)):
             raise Damaged("names out of order", page.hex()[:16])
         if found.nodes[-1] != below.nodes or found.bytes[-1] != below.size:
             raise Damaged("holds another number of files or bytes than its parent says", page.hex()[:16])
+
+    def chosen(self, leaves: list[Node]) -> list[Node]:
+        """Nearly all are files with a blob or a few, and all of these are there: one question for a page of them."""
+        blobs = [blob for node in leaves for blob, _ in node.blobs or () if blob is not None]
+        if not self._index.holds(blobs):
+            return leaves
+        return [
+            node
+            for node in leaves
+            if node.root is not None or node.xattrs is not None or node.holes is not None
+        ]
 
     def leave(self, page: bytes, path: bytes, hit: bool) -> None:
         if hit and (at := self._first(page)) is not None:
