@@ -10,6 +10,8 @@ from snapfs.repo.events import Events, KeyNote
 from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
 from snapfs.repo.format.records import Bundle
+from snapfs.repo.heap import huge_pages
+from snapfs.repo.model import KiB
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
@@ -86,7 +88,8 @@ def open_with(password: bytes, storage: Storage, repository: bytes, first: str) 
                 raise Damaged(
                     "the key slot is damaged: copy it back from a copy of the repository", f"keys/{name[:8]}"
                 )
-            header, bundle = open_slot(data, password, f"keys/{name[:8]}")
+            with huge_pages(Cost().memory_kib * KiB):
+                header, bundle = open_slot(data, password, f"keys/{name[:8]}")
             if header.repository == repository:
                 return name, bundle
         except WrongPassword as error:
