@@ -39,7 +39,7 @@ def measure(options: Namespace, work: Path) -> str:
     places = [_make(count, work / str(count)) for count in counts]
     once = [_rebuild(place) for place in places]
     sizes = [bytes_in(place.caches) for place in places]
-    used = interleaved(options.rounds, *(lambda place=place: _steps(place) for place in places))  # type: ignore[misc]
+    used = interleaved(options.rounds, *(lambda place=place: _steps(place) for place in places))
     found = [{**steps, **costs} for steps, costs in zip(used, once, strict=True)]
     head = ["step", *(f"{count:,} blobs, s" for count in counts), "ratio", *("MiB" for _ in counts), "ratio"]
     rows = []

@@ -53,7 +53,7 @@ def measure(options: Namespace, work: Path) -> str:
 
 
 def _rows(place: Place, case: Case, first: list[str]) -> list[list[str]]:
-    rows = []
+    rows: list[list[str]] = []
     third = case.size // 3
     for i, where in enumerate(("first third", "middle", "last third")):
         rng = random.Random(i)

@@ -71,12 +71,10 @@ class Place:
     def mounted(self, within: str = "snapshots", part: str | None = None) -> Iterator[tuple[Path, Daemon]]:
         """(top, daemon) once `within` the mount answers."""
         top = Path(tempfile.mkdtemp(prefix="mnt-", dir=self.folder))
-        daemon = Daemon([*self.tool.mount(top), *([part] if part else [])], self.tool.environment)
+        daemon = Daemon([*self.tool.mount(top, top), *([part] if part else [])], self.tool.environment)
         try:
-            if part:
-                while not os.path.ismount(top):
-                    time.sleep(0.005)
-            daemon.wait_for(top / within)
+            daemon.wait_until_mounted(top)
+            os.stat(top / within)
             yield top, daemon
         finally:
             daemon.stop(top)
