@@ -21,7 +21,7 @@ from snapfs.repo.errors import UsageError
 from snapfs.repo.model import MiB
 from snapfs.repo.select import Filter
 
-_CACHE = 64
+_CACHE = 80
 
 
 @command()
