@@ -7,6 +7,7 @@ another one names and that is not there is damage or tampering, and is said.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,9 +88,9 @@ class Events:
         self._stamp: object = None
 
     def load(self) -> State:
-        """List and fold.
+        """List and fold.  An event that the disk does not give back is damaged, until it does.
 
-        Raises StorageError if the list or an event cannot be read, UnsupportedFormat for newer events.
+        Raises StorageError if the list or an event cannot be read for another reason, UnsupportedFormat for newer events.
         """
         state = self._load()
         # A list that others add to while it is read may have an event and lack one that came before it.
@@ -104,15 +105,18 @@ class Events:
             name = hash_in(path)
             if name is not None:
                 names[name] = size
-        self._stamp = stamp
-        if self._state is not None and names.keys() == self._opened.keys():
-            return self._state
-        self._opened = {
-            name: self._opened.get(name) or self._open(name, size) for name, size in names.items()
-        }
-        self._state = self._fold()
-        self._remember_durable(self._state)
+        opened = {name: self._known(name) or self._open(name, size) for name, size in names.items()}
+        if self._state is None or opened != self._opened:
+            self._opened = opened
+            self._state = self._fold()
+            self._remember_durable(self._state)
+        # While one is damaged each load tries it again: what a disk does not give back now it may give back later.
+        self._stamp = None if any(isinstance(event, str) for event in opened.values()) else stamp
         return self._state
+
+    def _known(self, name: bytes) -> Event | None:
+        event = self._opened.get(name)
+        return event if isinstance(event, Event) else None
 
     def accept(self) -> None:
         """Take the state as it is for right: what is missing now is not said again on this machine."""
@@ -175,14 +179,26 @@ class Events:
         path = f"events/{name.hex()}"
         if size > _LARGEST_EVENT:
             return f"event {name.hex()[:8]} is damaged: too large"
-        data = self._storage.read(path)
         try:
+            data = self._read(path)
             if hashlib.sha256(data).digest() != name:
                 raise Damaged("its bytes are not those it was named for")
             opener = Opener(self._keys.sealing(L.EVENT), data, path, L.EVENT, self._repository)
             return records.decode(Event, open_record(opener, data), path)
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
+
+    def _read(self, path: str) -> bytes:
+        """A whole event; at a second try, if need be.  A bad sector is damage, which other events need not suffer from."""
+        for last in (False, True):
+            try:
+                return self._storage.read(path)
+            except StorageError as error:
+                if error.errno != errno.EIO:
+                    raise
+                if last:
+                    raise Damaged("the disk cannot read it: Input/output error") from error
+        raise AssertionError
 
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
@@ -193,7 +209,10 @@ class Events:
             sorted((Head(e.client, e.sequence, name) for name, e in events.items() if name not in named),
                    key=lambda h: (h.client, h.sequence, h.name))
         )  # fmt: skip
-        state.sequence = max((e.sequence for e in events.values() if e.client == self._client.id), default=0)
+        # Its last event may be damaged: no number is given twice.
+        numbers = [(e.client, e.sequence) for e in events.values()]
+        numbers += [(head.client, head.sequence) for head in self._seen()]
+        state.sequence = max((number for client, number in numbers if client == self._client.id), default=0)
         found: dict[bytes, StoredSnapshot] = {}
         forgotten: set[bytes] = set()
         tags: dict[bytes, tuple[bytes, ...]] = {}
@@ -234,8 +253,13 @@ class Events:
         self._remember(state)
 
     def _remember(self, state: State) -> None:
-        """The heads of now, and those that were here once and are missing: a rollback is said until it is undone or accepted."""
-        lost = [head for head in self._seen() if head.name in state.missing]
+        """The heads of now, and those that were here once and are missing or damaged: a rollback is said until it is undone or
+        accepted."""
+        lost = [
+            head
+            for head in self._seen()
+            if head.name in state.missing or isinstance(self._opened.get(head.name), str)
+        ]
         self._client.remember(heads=[*state.heads, *lost], accepted=state.accepted)
 
     def _seen(self) -> list[Head]:

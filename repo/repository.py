@@ -196,7 +196,12 @@ class Repository:
                 "what this machine remembered of this repository is damaged: it begins anew as a new client, and cannot tell "
                 "whether the repository was put back to an older state since"
             )
-        elif self.client.is_new and not self.client.predecessors and state.snapshots:
+        elif (
+            self.client.is_new
+            and not self.client.is_unreadable
+            and not self.client.predecessors
+            and state.snapshots
+        ):
             self._say_once(
                 "this machine uses this repository at this place for the first time: it cannot tell whether it was put back to "
                 "an older state before now"
