@@ -7,28 +7,19 @@ import os
 import random
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.interpose import CUT, DIE, Fault
-from support.scene import VERBS, Scene, folder
+from support.scene import VERBS, Scene
 from support.torture import Rounds
 
 pytestmark = pytest.mark.torture
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a file system can be shut down by root only")
 KILLED = -9
 VERBS_CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsync, and says so
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=folder()) as home:
-        made = Scene(Path(home), tmp_path_factory.mktemp("scene") / "source")
-        yield made
-        made.close()
 
 
 @pytest.mark.parametrize("verb", VERBS)
