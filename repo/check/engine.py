@@ -153,12 +153,26 @@ class _Check:
         if damaged:
             repository.note_damaged(damaged)
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
-        if again := unusable & read:
-            repository.note_sound(again)
-            result.notes.append(f"{len(again)} volumes found damaged earlier are sound now")
-        if unread := unusable - read:
+        self._heal(unusable, read, listing)
+
+    def _heal(self, unusable: set[bytes], read: set[bytes], listing: Listing) -> None:
+        """Volumes found damaged earlier, whose directories are sound: those not read yet are read whole now.  It may have been a
+        cable, and without its note a volume need not be stored once more by the next backup."""
+        repository, result = self._repository, self._result
+        sound, rest = unusable & read, sorted(unusable - read)
+        listed = ((name, *listing[name]) for name in rest)
+        for report in Examiner(repository.volumes, repository.keys, rest).examine_all(listed):
+            if self._progress.interrupted:
+                raise KeyboardInterrupt
+            if not report.problems:
+                sound.add(report.name)
+        if sound:
+            repository.note_sound(sound)
+            result.notes.append(f"{len(sound)} volumes found damaged earlier are sound now")
+        if left := len(unusable - sound):
             result.notes.append(
-                f"{len(unread)} volumes were found damaged earlier; `check --read-data` reads them again"
+                f"{left} volumes were found damaged earlier and still are: `check --read-data` says more, "
+                "`repair volumes` saves what opens"
             )
 
     def _chosen(self, listing: Listing) -> set[bytes]:
