@@ -1,7 +1,7 @@
 """A bit that flips in memory between two stages of the pipeline: caught before the commit, or without effect.
 
 The stages are the functions that hand data on; a flip in what one of them returns is a flip between it and the next.  A flip
-in what was read from the source, before it is hashed, cannot be told from another content: what was read is restored.
+in what was read from the source, before it is hashed or encoded, cannot be told from another content: what was read is restored.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from snapfs.repo.backup.walk import Walker
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryError, WrongPassword
 from snapfs.repo.events import Events
 from snapfs.repo.format import frame as framing
-from snapfs.repo.format import sealed
+from snapfs.repo.format import records, sealed
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.index import Index
-from snapfs.repo.model import KiB, Kind, VolumeKind
+from snapfs.repo.model import KiB, Kind, Node, VolumeKind
 from snapfs.repo.packing import BlobWriter
+from snapfs.repo.pages import PageWriter
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage.local import LocalObject, LocalStorage
 from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
@@ -159,6 +162,46 @@ def in_a_directory(flip: Flip, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layout, "encode_directory", encode)
 
 
+def in_an_entry(flip: Flip, patch: pytest.MonkeyPatch) -> None:
+    """Of a directory: the encoding of a node (its name, its mode), while it waits for the page to be full."""
+    real = PageWriter._end
+
+    def end(self: PageWriter, depth: int) -> None:
+        raws = self._levels[depth].raws
+        if self._kind is Kind.DIRECTORY and flip.now():
+            at = flip.chance.randrange(len(raws))
+            raws[at] = msgspec.Raw(flipped(bytes(raws[at]), flip.chance))
+        real(self, depth)
+
+    patch.setattr(PageWriter, "_end", end)
+
+
+def in_a_page(flip: Flip, patch: pytest.MonkeyPatch) -> None:
+    """Before it is hashed."""
+    real = records.encode_page
+
+    def encode(*args: Any) -> bytes:
+        page = real(*args)
+        return flipped(page, flip.chance) if flip.now() else page
+
+    patch.setattr(records, "encode_page", encode)
+
+
+def in_a_folder(flip: Flip, patch: pytest.MonkeyPatch) -> None:
+    """Mode, owner or time of a directory, while what is in it is walked."""
+    real = Walker._leave
+
+    def leave(self: Walker) -> Node:
+        level = self._stack[-1]
+        if flip.now():
+            field = flip.chance.choice(("mode", "uid", "gid", "mtime", "ctime"))
+            value = getattr(level.node, field) ^ 1 << flip.chance.randrange(9)
+            level.node = msgspec.structs.replace(level.node, **{field: value})
+        return real(self)
+
+    patch.setattr(Walker, "_leave", leave)
+
+
 def in_a_record(flip: Flip, patch: pytest.MonkeyPatch) -> None:
     """The event, before it is sealed."""
     from snapfs.repo import events
@@ -203,7 +246,7 @@ def in_the_index(flip: Flip, patch: pytest.MonkeyPatch) -> None:
 
 
 SEAMS = [after_hashing, in_a_length, in_an_id, after_joining, after_compressing, after_sealing, after_writing,
-         in_a_directory, in_a_record, in_the_sealed_event, in_the_index]  # fmt: skip
+         in_a_directory, in_an_entry, in_a_page, in_a_folder, in_a_record, in_the_sealed_event, in_the_index]  # fmt: skip
 
 
 def new_desk(folder: Path) -> Desk:
