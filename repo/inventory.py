@@ -27,7 +27,7 @@ def synchronise(
     try:
         return _compare(index, volumes, progress, thorough, damaged)
     except IndexBroken as error:
-        log.warning("%s; rebuilding it", error)
+        log.warning("the local index is damaged (%s): rebuilding it", error.reason)
         index.reset()
         return _compare(index, volumes, progress, True, damaged)
 

@@ -147,7 +147,6 @@ class _Check:
                 prints[report.name] = report.fingerprint
             (damaged if report.problems else sound).add(report.name)
         if self._index_disagrees(prints):
-            index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
         if damaged:
