@@ -120,6 +120,17 @@ class Repository:
         cache_dir and state_dir default to the XDG folders; neither needs to be writable.
         """
         storage = LocalStorage(place, progress.notice)
+        try:
+            return Repository._open(
+                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system
+            )
+        except BaseException:
+            storage.close()
+            raise
+
+    @staticmethod
+    def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
+              cache_bytes: int, progress: Progress, system: System) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
         state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)

@@ -182,6 +182,16 @@ def test_a_bad_sector_is_damage_that_the_rest_does_not_suffer_from(
     assert desk.differences(desk.snapshot()) == []
 
 
+def test_a_repository_that_does_not_open_keeps_no_file_open(tmp_path: Path) -> None:
+    """Else its disk could not be unmounted while the password is asked for again."""
+    desk = Desk(tmp_path)
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(WrongPassword):
+            Repository.open(str(desk.folder / "repository"), b"wrong", state_dir=str(tmp_path / "state"))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 def test_reads_that_failed_for_a_while_cost_no_more_than_a_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
