@@ -413,6 +413,16 @@ def test_a_damaged_stamp_is_no_stamp(tmp_path: Path) -> None:
         assert look_up_all(str(folder), 50) == "right 0 missing 50"
 
 
+def test_a_stamp_that_cannot_be_read_is_no_stamp(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    index = Index(str(folder), TAG)
+    index.add(ONE, VolumeKind.DATA, 1, entries(50))
+    index.close()
+    (folder / "stamp").unlink()
+    (folder / "stamp").mkdir()
+    assert look_up_all(str(folder), 50) == "right 0 missing 50"
+
+
 def test_an_index_of_another_repository_is_thrown_away(tmp_path: Path) -> None:
     index = Index(str(tmp_path / "index"), TAG)
     index.add(ONE, VolumeKind.DATA, 1, entries(5))

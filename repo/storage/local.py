@@ -287,7 +287,7 @@ class LocalStorage:
     def set_aside(self, name: str) -> str:
         target, number = f"{TRASH}/{name}", 0
         with _failing_as(f"move {name} to {TRASH}/"):
-            while os.path.lexists(self.path(target)):  # one that was brought back, and is damaged again
+            while self._is_taken(target):  # by one that was brought back, and is damaged again
                 number += 1
                 target = f"{TRASH}/{name}.{number}"
             folder = os.path.dirname(target)
@@ -301,6 +301,14 @@ class LocalStorage:
         self.unsynced |= {os.path.dirname(self.path(target)), os.path.dirname(self.path(name))}
         self.sync_names()
         return target
+
+    def _is_taken(self, name: str) -> bool:
+        """Not os.path.lexists(), to which a failing disk is an absent file: what lies there would be replaced."""
+        try:
+            os.lstat(self.path(name))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _sync_up(self, folder: str) -> None:
         """Make a folder's name durable, and those above it."""
