@@ -56,7 +56,8 @@ def test_fails_at_every_call(scene: Scene, rounds: Rounds, verb: str) -> None:
         done = scene.run(verb, fault)
         try:
             scene.told(done)
-            if fault.action in (SHORT, CLOCK) and fault.what == CHANGES:
+            # LMDB takes a short write for an error: once, it is tried again; always, there is no index.
+            if fault.action in (SHORT, CLOCK) and fault.what == CHANGES and fault.last is None:
                 assert done.code == 0, done
             scene.sound(verb, done.code)
         except Exception as error:
