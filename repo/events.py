@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from snapfs.repo.client import Client
 from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Opener, Sealer
@@ -26,6 +29,8 @@ from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
 _LARGEST_EVENT = 4 * 1024 * 1024
+_AGAIN_SECONDS = 60
+"""A failing disk may take ten for each try."""
 
 
 class StoredSnapshot(NamedTuple):
@@ -86,6 +91,8 @@ class Events:
         self._opened: dict[bytes, Event | str] = {}
         self._state: State | None = None
         self._stamp: object = None
+        self._again_at = 0.0
+        """When damaged events are opened once more (monotonic seconds)."""
 
     def load(self) -> State:
         """List and fold.  An event that the disk does not give back is damaged, until it does.
@@ -105,18 +112,23 @@ class Events:
             name = hash_in(path)
             if name is not None:
                 names[name] = size
-        opened = {name: self._known(name) or self._open(name, size) for name, size in names.items()}
+        again = time.monotonic() >= self._again_at
+        opened = {name: self._known(name, again) or self._open(name, size) for name, size in names.items()}
         if self._state is None or opened != self._opened:
             self._opened = opened
             self._state = self._fold()
             self._remember_durable(self._state)
-        # While one is damaged each load tries it again: what a disk does not give back now it may give back later.
-        self._stamp = None if any(isinstance(event, str) for event in opened.values()) else stamp
+        if not any(isinstance(event, str) for event in opened.values()):
+            self._again_at = math.inf
+        elif again or self._again_at == math.inf:
+            self._again_at = time.monotonic() + _AGAIN_SECONDS
+        self._stamp = stamp
         return self._state
 
-    def _known(self, name: bytes) -> Event | None:
+    def _known(self, name: bytes, again: bool) -> Event | str | None:
+        """What a disk does not give back now it may give back later, so that is not known for ever."""
         event = self._opened.get(name)
-        return event if isinstance(event, Event) else None
+        return None if again and isinstance(event, str) else event
 
     def accept(self) -> None:
         """Take the state as it is for right: what is missing now is not said again on this machine."""
@@ -127,7 +139,7 @@ class Events:
     def may_have_changed(self) -> bool:
         """Whether load() could find anything new: one look at the folder, for those who would ask at every turn."""
         stamp = self._storage.stamp("events")
-        return stamp is None or stamp != self._stamp
+        return stamp is None or stamp != self._stamp or time.monotonic() >= self._again_at
 
     def publish(self, body: EventBody) -> bytes:
         """Append an event to this client's chain: the commit of whatever it says.  Returns its name."""
@@ -216,7 +228,7 @@ class Events:
         found: dict[bytes, StoredSnapshot] = {}
         forgotten: set[bytes] = set()
         tags: dict[bytes, tuple[bytes, ...]] = {}
-        for name in _in_order(events):
+        for name in in_order(events):
             event, body = events[name], events[name].body
             if body.type in (records.EVENT_SNAPSHOT, records.EVENT_CHECKPOINT) and body.snapshot is not None:
                 try:
@@ -287,25 +299,3 @@ class Events:
         state.accepted = tuple(sorted(accepted & missing.keys()))
         state.missing = {name: why for name, why in missing.items() if name not in accepted}
         state.problems += state.missing.values()
-
-
-def _in_order(events: dict[bytes, Event]) -> list[bytes]:
-    """Names of events, each after all it had seen.  Iterative: a chain is as long as the repository is old."""
-    depth: dict[bytes, int] = {}
-    stack = list(events)
-    on_path: set[bytes] = set()
-    while stack:
-        name = stack[-1]
-        if name in depth:
-            stack.pop()
-            continue
-        below = [h.name for h in events[name].heads if h.name in events]
-        waiting = [b for b in below if b not in depth and b not in on_path]
-        if waiting:
-            on_path.add(name)
-            stack += waiting
-        else:
-            depth[name] = 1 + max((depth.get(b, 0) for b in below), default=0)
-            on_path.discard(name)
-            stack.pop()
-    return sorted(events, key=lambda name: (depth[name], events[name].time, name))
