@@ -48,7 +48,6 @@ def index(settings: Settings) -> None:
     progress = reporter(settings, job=True)
     with open_repository(settings, progress) as repository:
         try:
-            repository.index.reset()
             repository.synchronise(thorough=True, progress=progress)
         finally:
             progress.close()

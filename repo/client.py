@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Iterable
@@ -16,7 +17,10 @@ from collections.abc import Iterable
 import msgspec
 
 from snapfs.repo.format.records import Head
+from snapfs.repo.storage.base import NO_FOLDER_FSYNC
 from snapfs.repo.system import System
+
+log = logging.getLogger(__name__)
 
 _MAGIC = b"snapfs state 1\n"
 _DIGEST = 32
@@ -37,7 +41,8 @@ class Remembered(msgspec.Struct, frozen=True):
 class Client:
     """The state file, read at once, rewritten whole.
 
-    Where it cannot be written, this run has an id of its own and forgets it.
+    Where it cannot be written, that is said once, and what this run has seen is forgotten.  Where it cannot be read, this run has
+    an id of its own, and leaves the file as it is: the next one may be able to.
     """
 
     def __init__(self, folder: str | None, system: System, place: bytes = b"") -> None:
@@ -46,6 +51,9 @@ class Client:
         self._path = None if folder is None else os.path.join(folder, "client")
         self.was_damaged = False
         """There was a state file, and it says nothing any more."""
+        self.is_unreadable = False
+        """There is a state file, and nobody knows what it says."""
+        self._said = False
         found = self._load(self._path)
         self.is_new = found is None
         self.predecessors = () if found is not None else self._heads_at(place)
@@ -91,10 +99,15 @@ class Client:
         try:
             with open(path, "rb") as f:
                 data = f.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError:
-            self.was_damaged = True
+        except OSError as error:
+            self.is_unreadable = True
+            log.warning(
+                "cannot read %s: %s: what this machine has seen of the repository is unknown to this run, so it cannot tell "
+                "whether that was put back to an older state; make the file readable, or delete it to begin anew",
+                path, error.strerror,
+            )  # fmt: skip
             return None
         found = _decode(data)
         self.was_damaged = found is None
@@ -120,12 +133,12 @@ class Client:
         return tuple(heads)
 
     def _save(self) -> None:
-        if self._path is None:
+        if self._path is None or self.is_unreadable:
             return
-        with contextlib.suppress(OSError):
+        temporary = f"{self._path}.{os.getpid()}"
+        try:
             os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
             self._merge()
-            temporary = f"{self._path}.{os.getpid()}"
             payload = msgspec.msgpack.encode(self.remembered)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
                 f.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
@@ -134,15 +147,35 @@ class Client:
             os.replace(temporary, self._path)
             self._sync_names()
             self._read = self.remembered
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        """Once, and through the log: it may be any thread of a mount that learns of damage."""
+        if not self._said:
+            self._said = True
+            log.warning(
+                "cannot write %s: %s: what this machine has seen of the repository is not remembered, so a later run may not "
+                "notice that it was put back to an older state; make the file writable, or set XDG_STATE_HOME",
+                self._path, error.strerror,
+            )  # fmt: skip
 
     def _sync_names(self) -> None:
         """The file's folder, that of all repositories, and the one above: at first they are all new."""
         folder = self._path or ""
         for _ in range(3):
             folder = os.path.dirname(folder)
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except PermissionError:  # then others made it
+                continue
             try:
                 os.fsync(fd)
+            except OSError as error:
+                if error.errno not in NO_FOLDER_FSYNC:
+                    raise
             finally:
                 os.close(fd)
 
@@ -152,7 +185,7 @@ class Client:
         try:
             with open(self._path, "rb") as f:
                 theirs = _decode(f.read())
-        except OSError:
+        except FileNotFoundError:
             return
         if theirs is None or theirs.client != self.id or theirs == self._read:
             return

@@ -7,13 +7,17 @@ another one names and that is not there is damage or tampering, and is said.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from snapfs.repo.client import Client
 from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Opener, Sealer
@@ -25,6 +29,8 @@ from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
 _LARGEST_EVENT = 4 * 1024 * 1024
+_AGAIN_SECONDS = 60
+"""A failing disk may take ten for each try."""
 
 
 class StoredSnapshot(NamedTuple):
@@ -85,11 +91,13 @@ class Events:
         self._opened: dict[bytes, Event | str] = {}
         self._state: State | None = None
         self._stamp: object = None
+        self._again_at = 0.0
+        """When damaged events are opened once more (monotonic seconds)."""
 
     def load(self) -> State:
-        """List and fold.
+        """List and fold.  An event that the disk does not give back is damaged, until it does.
 
-        Raises StorageError if the list or an event cannot be read, UnsupportedFormat for newer events.
+        Raises StorageError if the list or an event cannot be read for another reason, UnsupportedFormat for newer events.
         """
         state = self._load()
         # A list that others add to while it is read may have an event and lack one that came before it.
@@ -104,15 +112,23 @@ class Events:
             name = hash_in(path)
             if name is not None:
                 names[name] = size
+        again = time.monotonic() >= self._again_at
+        opened = {name: self._known(name, again) or self._open(name, size) for name, size in names.items()}
+        if self._state is None or opened != self._opened:
+            self._opened = opened
+            self._state = self._fold()
+            self._remember_durable(self._state)
+        if not any(isinstance(event, str) for event in opened.values()):
+            self._again_at = math.inf
+        elif again or self._again_at == math.inf:
+            self._again_at = time.monotonic() + _AGAIN_SECONDS
         self._stamp = stamp
-        if self._state is not None and names.keys() == self._opened.keys():
-            return self._state
-        self._opened = {
-            name: self._opened.get(name) or self._open(name, size) for name, size in names.items()
-        }
-        self._state = self._fold()
-        self._remember_durable(self._state)
         return self._state
+
+    def _known(self, name: bytes, again: bool) -> Event | str | None:
+        """What a disk does not give back now it may give back later, so that is not known for ever."""
+        event = self._opened.get(name)
+        return None if again and isinstance(event, str) else event
 
     def accept(self) -> None:
         """Take the state as it is for right: what is missing now is not said again on this machine."""
@@ -123,7 +139,7 @@ class Events:
     def may_have_changed(self) -> bool:
         """Whether load() could find anything new: one look at the folder, for those who would ask at every turn."""
         stamp = self._storage.stamp("events")
-        return stamp is None or stamp != self._stamp
+        return stamp is None or stamp != self._stamp or time.monotonic() >= self._again_at
 
     def publish(self, body: EventBody) -> bytes:
         """Append an event to this client's chain: the commit of whatever it says.  Returns its name."""
@@ -175,14 +191,26 @@ class Events:
         path = f"events/{name.hex()}"
         if size > _LARGEST_EVENT:
             return f"event {name.hex()[:8]} is damaged: too large"
-        data = self._storage.read(path)
         try:
+            data = self._read(path)
             if hashlib.sha256(data).digest() != name:
                 raise Damaged("its bytes are not those it was named for")
             opener = Opener(self._keys.sealing(L.EVENT), data, path, L.EVENT, self._repository)
             return records.decode(Event, open_record(opener, data), path)
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
+
+    def _read(self, path: str) -> bytes:
+        """A whole event; at a second try, if need be.  A bad sector is damage, which other events need not suffer from."""
+        for last in (False, True):
+            try:
+                return self._storage.read(path)
+            except StorageError as error:
+                if error.errno != errno.EIO:
+                    raise
+                if last:
+                    raise Damaged("the disk cannot read it: Input/output error") from error
+        raise AssertionError
 
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
@@ -193,11 +221,14 @@ class Events:
             sorted((Head(e.client, e.sequence, name) for name, e in events.items() if name not in named),
                    key=lambda h: (h.client, h.sequence, h.name))
         )  # fmt: skip
-        state.sequence = max((e.sequence for e in events.values() if e.client == self._client.id), default=0)
+        # Its last event may be damaged: no number is given twice.
+        numbers = [(e.client, e.sequence) for e in events.values()]
+        numbers += [(head.client, head.sequence) for head in self._seen()]
+        state.sequence = max((number for client, number in numbers if client == self._client.id), default=0)
         found: dict[bytes, StoredSnapshot] = {}
         forgotten: set[bytes] = set()
         tags: dict[bytes, tuple[bytes, ...]] = {}
-        for name in _in_order(events):
+        for name in in_order(events):
             event, body = events[name], events[name].body
             if body.type in (records.EVENT_SNAPSHOT, records.EVENT_CHECKPOINT) and body.snapshot is not None:
                 try:
@@ -234,8 +265,13 @@ class Events:
         self._remember(state)
 
     def _remember(self, state: State) -> None:
-        """The heads of now, and those that were here once and are missing: a rollback is said until it is undone or accepted."""
-        lost = [head for head in self._seen() if head.name in state.missing]
+        """The heads of now, and those that were here once and are missing or damaged: a rollback is said until it is undone or
+        accepted."""
+        lost = [
+            head
+            for head in self._seen()
+            if head.name in state.missing or isinstance(self._opened.get(head.name), str)
+        ]
         self._client.remember(heads=[*state.heads, *lost], accepted=state.accepted)
 
     def _seen(self) -> list[Head]:
@@ -263,25 +299,3 @@ class Events:
         state.accepted = tuple(sorted(accepted & missing.keys()))
         state.missing = {name: why for name, why in missing.items() if name not in accepted}
         state.problems += state.missing.values()
-
-
-def _in_order(events: dict[bytes, Event]) -> list[bytes]:
-    """Names of events, each after all it had seen.  Iterative: a chain is as long as the repository is old."""
-    depth: dict[bytes, int] = {}
-    stack = list(events)
-    on_path: set[bytes] = set()
-    while stack:
-        name = stack[-1]
-        if name in depth:
-            stack.pop()
-            continue
-        below = [h.name for h in events[name].heads if h.name in events]
-        waiting = [b for b in below if b not in depth and b not in on_path]
-        if waiting:
-            on_path.add(name)
-            stack += waiting
-        else:
-            depth[name] = 1 + max((depth.get(b, 0) for b in below), default=0)
-            on_path.discard(name)
-            stack.pop()
-    return sorted(events, key=lambda name: (depth[name], events[name].time, name))

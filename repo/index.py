@@ -10,18 +10,15 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
+from snapfs.repo.index_build import BATCH, build
 from snapfs.repo.index_environment import Environment, IndexBroken, Writing, broken
 from snapfs.repo.index_folder import IndexFolder
-from snapfs.repo.index_rows import KEY, ROW, Entry, FoundVolume, IndexedVolume, Rows
+from snapfs.repo.index_rows import KEY, Entry, FoundVolume, IndexedVolume, Rows
 from snapfs.repo.model import Location, VolumeKind
-from snapfs.repo.sorted_runs import SortedRuns
 
 __all__ = ["Entry", "FoundVolume", "Index", "IndexBroken", "IndexedVolume"]
 
-_BATCH = 1 << 15
-"""Blobs entered in one transaction, at least, where there are many to enter."""
 _BATCH_VOLUMES = 1 << 10
 
 
@@ -149,7 +146,8 @@ class Index:
             return self._numbers[name]
 
     def replace(self, found: Iterable[FoundVolume]) -> None:
-        """Have these volumes and no others: nothing of what was there before is built upon.  If `found` raises, all stays."""
+        """Have these volumes and no others: nothing of what was there before is built upon, but of a volume that is not `whole`
+        what was known of it stays.  If `found` raises, all stays."""
         with self._noting:
             self._build(found)
 
@@ -167,7 +165,7 @@ class Index:
         for one in found:
             batch.append(one)
             blobs += len(one.entries)
-            if blobs >= _BATCH or len(batch) >= _BATCH_VOLUMES:
+            if blobs >= BATCH or len(batch) >= _BATCH_VOLUMES:
                 self._enter(batch)
                 batch, blobs = [], 0
         self._enter(batch)
@@ -242,40 +240,11 @@ class Index:
             self._note(volumes, writing)
 
     def _build(self, found: Iterable[FoundVolume]) -> None:
-        """Put an index of these volumes in the place of this one.
-
-        Ids come in any order, and a page would be written again for nearly every one of them.  So all are sorted first, in a
-        temporary file; then each page is written once, and full, in an environment that nobody sees before it is complete.
-        """
-        volumes = []
-        with SortedRuns(self.folder, ROW) as runs:
-            for one in found:
-                number = self._number(one.name)
-                volumes.append(IndexedVolume(number, one.name, one.kind, one.size, one.usable))
-                with broken(self.folder):
-                    runs.add(self._rows.blobs(number, one.entries))
-            with broken(self.folder):
-                path = self._folder.prepare()
-                try:
-                    self._fill(path, iter(runs), volumes)
-                    old = self._folder.publish(path)
-                except BaseException:
-                    shutil.rmtree(path, ignore_errors=True)
-                    raise
+        """Put an index of these volumes in the place of this one."""
+        numbered = ((self._number(one.name), one) for one in found)
+        old = build(self._folder, self._rows, numbered, self._here)
         self._open()
         shutil.rmtree(old, ignore_errors=True)  # still open, as in reset()
-
-    def _fill(self, path: str, rows: Iterator[bytes], volumes: list[IndexedVolume]) -> None:
-        new = Environment(path, self._rows, durable=False)
-        try:
-            while batch := list(islice(rows, _BATCH)):
-                with new.writing() as writing:
-                    writing.put_blobs(batch)
-            with new.writing() as writing:
-                writing.put_volumes(volumes)
-            new.sync()
-        finally:
-            new.close()
 
     # ---- what is known of the volumes ----------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class IndexBroken(RepositoryError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the local index is damaged ({reason}): rebuild it with `snapfs repair index`")
+        self.reason = reason
 
 
 class Environment:

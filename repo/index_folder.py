@@ -134,8 +134,10 @@ class IndexFolder:
         try:
             with open(self._stamp_path, "rb") as f:  # bytes: a damaged one need not be text
                 return f.read() == self._stamp().encode()
-        except OSError:  # none yet, or no index
+        except FileNotFoundError:  # none yet, or no index
             return True
+        except OSError:  # a failing disk says nothing for it
+            return False
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ class FoundVolume(NamedTuple):
     size: int
     entries: list[Entry]
     usable: bool = True
+    whole: bool = True
+    """Its directory was read: these are all of its blobs."""
 
 
 class Rows:

@@ -27,7 +27,7 @@ def synchronise(
     try:
         return _compare(index, volumes, progress, thorough, damaged)
     except IndexBroken as error:
-        log.warning("%s; rebuilding it", error)
+        log.warning("the local index is damaged (%s): rebuilding it", error.reason)
         index.reset()
         return _compare(index, volumes, progress, True, damaged)
 
@@ -52,16 +52,10 @@ def _compare(
         listed = [(name, *listing[name]) for name in wanted]
         if thorough:
             # Something is not as it should be, so nothing of the old one may stay: in a damaged tree, what is put is not found.
-            # But where a directory does not read just now, the index knows more than it says.
-            with contextlib.suppress(_Unread):
-                index.replace(_read(volumes, listed, unusable, progress, complete=True))
-                return True
-        index.add_all(_read(volumes, listed, unusable, progress))
+            index.replace(_read(volumes, listed, unusable, progress))
+        else:
+            index.add_all(_read(volumes, listed, unusable, progress))
     return bool(lost or wanted)
-
-
-class _Unread(Exception):
-    """The directory of a volume does not read."""
 
 
 def _read(
@@ -69,25 +63,26 @@ def _read(
     listed: Iterable[tuple[bytes, VolumeKind, int]],
     unusable: set[bytes],
     progress: Progress,
-    complete: bool = False,
 ) -> Iterator[FoundVolume]:
-    """What the directories of volumes say.  Those that check found damaged stay `unusable` until check finds them sound."""
+    """What the directories of volumes say.  Those that check found damaged stay `unusable` until check finds them sound.
+
+    Of one whose directory does not read, or not just now, the index may know more than can be saved, so that stays beside it.
+    """
     for name, kind, size in listed:
         progress.advance(1, size)
+        whole = True
         try:
             entries, usable = list(volumes.directory(kind, name, size)), name not in unusable
         except Damaged as error:
-            if complete:
-                raise _Unread from error
             progress.notice(
                 f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
             )
-            entries, usable = _salvage(volumes, kind, name), False
+            entries, usable, whole = _salvage(volumes, kind, name), False, False
         except StorageError as error:
             if is_absent(error):
                 continue
             raise
-        yield FoundVolume(name, kind, size, [(blob, at) for blob, _, at in entries], usable)
+        yield FoundVolume(name, kind, size, [(blob, at) for blob, _, at in entries], usable, whole)
 
 
 def _salvage(volumes: Volumes, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from operator import ge
 from typing import Generic, NamedTuple, TypeVar
+from zlib import crc32
 
 import msgspec
 
@@ -40,7 +41,7 @@ class Sums(NamedTuple):
 
 
 class _Level:
-    __slots__ = ("bytes", "entries", "files", "first", "nodes", "pages", "raws", "size")
+    __slots__ = ("bytes", "check", "entries", "files", "first", "nodes", "pages", "raws", "size")
 
     def __init__(self) -> None:
         self.pages = 0
@@ -57,6 +58,8 @@ class _Level:
         self.raws: list[msgspec.Raw] = []
         self.first: bytes | None = None
         self.size = self.entries = self.bytes = self.nodes = self.files = 0
+        self.check = 0
+        """CRC-32 of the entries, each taken as it came: they may lie in memory for hours before the page is hashed."""
 
 
 class PageWriter:
@@ -100,6 +103,7 @@ class PageWriter:
         if not level.raws:
             level.first = first
         level.raws.append(raw)
+        level.check = crc32(raw, level.check)
         level.size += length
         level.entries += sums[0]
         level.bytes += sums[1]
@@ -112,7 +116,13 @@ class PageWriter:
 
     def _end(self, depth: int) -> None:
         level = self._levels[depth]
-        page = self._put(self._kind, records.encode_page(depth, level.raws))
+        data = records.encode_page(depth, level.raws)
+        # Of what flips before it is hashed, no reader could tell that it is not what was meant.
+        if crc32(memoryview(data)[-level.size :]) != level.check or data != records.encode_page(
+            depth, level.raws
+        ):
+            raise Damaged("changed before it was stored: is the memory of this machine sound?", "a page")
+        page = self._put(self._kind, data)
         branch = Branch(level.first, level.entries, level.bytes, page, level.nodes, level.files)
         level.clear()
         level.pages += 1

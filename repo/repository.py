@@ -120,6 +120,17 @@ class Repository:
         cache_dir and state_dir default to the XDG folders; neither needs to be writable.
         """
         storage = LocalStorage(place, progress.notice)
+        try:
+            return Repository._open(
+                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system
+            )
+        except BaseException:
+            storage.close()
+            raise
+
+    @staticmethod
+    def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
+              cache_bytes: int, progress: Progress, system: System) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
         state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
@@ -196,7 +207,12 @@ class Repository:
                 "what this machine remembered of this repository is damaged: it begins anew as a new client, and cannot tell "
                 "whether the repository was put back to an older state since"
             )
-        elif self.client.is_new and not self.client.predecessors and state.snapshots:
+        elif (
+            self.client.is_new
+            and not self.client.is_unreadable
+            and not self.client.predecessors
+            and state.snapshots
+        ):
             self._say_once(
                 "this machine uses this repository at this place for the first time: it cannot tell whether it was put back to "
                 "an older state before now"

@@ -121,6 +121,9 @@ class VolumeWriter:
                 digest.update(data)
                 at += len(data)
                 head, plain = open_frame(opener, current, data)
+                # Where readers look; what walks a volume without a directory goes by headers.
+                if (location.frame_offset, location.sealed) != (at - len(data), head.sealed):
+                    raise Damaged("its directory is not what was written", where)
                 # What walking a volume without a directory goes by.
                 if not words.startswith(plain[: 4 * head.blobs], 4 * len(entries)):
                     raise Damaged("a frame does not say what is in it", where)
@@ -136,7 +139,8 @@ class VolumeWriter:
                 raise Damaged("shorter than what was written", where)
             digest.update(rest)
             at += len(rest)
-        if [blob for blob, _ in entries] != self.ids:
+        again = layout.encode_directory(self.frames, self.words, self.ids)
+        if [*layout.directory_plain(opener, tail, directory)] != again or [b for b, _ in entries] != self.ids:
             raise Damaged("its directory is not what was written", where)
         return digest.digest(), entries
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.torture", "support.skips", "support.second", "pytester"]
+pytest_plugins = ["support.torture", "support.skips", "support.second", "support.scene", "pytester"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -52,6 +53,27 @@ def test_init_backup_and_list(cli: Cli) -> None:
     assert cli.process("backup", cli.source).returncode == 0
     listed = cli.process("ls", "latest")
     assert f"{cli.source}/file".encode() in listed.stdout.splitlines()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_state_that_cannot_be_written_is_one_line_and_no_failure(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    cli.create()
+    cli.snapshot()
+    (cli.folder / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(cli.folder / "file"))
+    done = cli.process("ls", "latest", *(["--json"] if as_json else []))
+    assert done.returncode == 0, done
+    said = [line for line in done.stderr.decode().splitlines() if "cannot write" in line]
+    assert len(said) == 1, done
+    line = said[0]
+    if as_json:
+        notice = json.loads(line)
+        assert notice["message_type"] == "notice"
+        line = f"snapfs: {notice['message']}"
+    assert line.startswith(f"snapfs: cannot write {cli.folder}/file/snapfs/")
+    assert "set XDG_STATE_HOME" in line
 
 
 def test_a_closed_pipe_is_no_error(cli: Cli) -> None:

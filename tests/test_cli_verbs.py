@@ -11,6 +11,8 @@ import pytest
 
 from snapfs.cli import main
 from snapfs.cli.main import ELSEWHERE, VERBS, group, unknown_verb
+from snapfs.repo.index_environment import Environment, IndexBroken
+from snapfs.repo.index_rows import Rows
 from support.cli import PASSWORD, Cli, command
 
 
@@ -354,6 +356,26 @@ def test_check(cli: Cli) -> None:
 def test_repair_index(cli: Cli) -> None:
     cli.snapshot()
     cli("repair", "index").ok()
+    cli("check").ok()
+
+
+def test_repair_index_goes_on_where_a_write_of_the_index_fails_once(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It threw the old one away first, and then advised to run itself."""
+    cli.snapshot()
+    real, made = Environment.__init__, []
+
+    def init(self: Environment, path: str, rows: Rows, *, durable: bool = True) -> None:
+        made.append(path)
+        if len(made) == 2:
+            raise IndexBroken("mdb_txn_commit: Input/output error")
+        real(self, path, rows, durable=durable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Environment, "__init__", init)
+        cli("repair", "index").ok()
+    assert len(made) > 2
     cli("check").ok()
 
 

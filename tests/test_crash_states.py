@@ -6,9 +6,6 @@ Each command runs once and is logged, call by call; the states are made from the
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -17,7 +14,7 @@ from snapfs.repo.errors import SnapfsError
 from support import crash
 from support.crash import Before, Disk, Op
 from support.interpose import DIE, NO_FAULT, Fault
-from support.scene import PARTS, VERBS, Scene, folder
+from support.scene import PARTS, VERBS, Scene
 from support.torture import Rounds
 
 pytestmark = pytest.mark.torture
@@ -25,14 +22,6 @@ CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsync, and
 NOT_OURS = {"fsync of cache/snapfs/*/index/00000001/data.mdb"}
 """LMDB's own, of a file that can be built anew: what is wrong then is found, and costs a rebuild."""
 KILLED = -9
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=folder()) as home:
-        made = Scene(Path(home), tmp_path_factory.mktemp("scene") / "source")
-        yield made
-        made.close()
 
 
 def record(scene: Scene, verb: str, fault: Fault = NO_FAULT) -> tuple[Before, list[Op]]:

@@ -5,30 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import shutil
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support import same
 from support.interpose import CUT, DIE, Fault
-from support.scene import VERBS, Scene, folder
+from support.scene import VERBS, Scene
 from support.torture import Rounds
 
 pytestmark = pytest.mark.torture
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a file system can be shut down by root only")
 KILLED = -9
 VERBS_CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsync, and says so
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=folder()) as home:
-        made = Scene(Path(home), tmp_path_factory.mktemp("scene") / "source")
-        yield made
-        made.close()
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -57,34 +50,61 @@ def test_killed_from_outside_at_any_moment(scene: Scene, rounds: Rounds) -> None
     assert died, "nobody was killed: the test shows nothing"
 
 
+MAKE = {
+    "ext4": (48, ["mkfs.ext4", "-q", "-F", "-O", "^metadata_csum_seed"]),
+    "xfs": (320, ["mkfs.xfs", "-q", "-f"]),
+    "btrfs": (160, ["mkfs.btrfs", "-q", "-f"]),
+}
+"""MiB, and how to make one; a file that is as large takes no room until it is written."""
+
+
+class FileSystem:
+    """One in a file, and a scene on it."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self._image, self.home = folder / "image", folder / "home"
+        self.home.mkdir()
+        size, command = MAKE[kind]
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"no {command[0]} here")
+        with open(self._image, "wb") as f:
+            f.truncate(size << 20)
+        subprocess.run([*command, self._image], check=True)
+        if self._mount(check=False):
+            pytest.skip(f"no loop device, or a kernel without {kind}")
+        try:
+            self.scene = Scene(self.home, folder / "source")
+        except BaseException:
+            self.unmount()
+            raise
+
+    def _mount(self, check: bool = True) -> int:
+        return subprocess.run(["mount", "-o", "loop", self._image, self.home], check=check).returncode
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.home], check=True)
+
+    def mount_again(self) -> None:
+        self.unmount()
+        self._mount()
+
+
 @pytest.fixture(scope="module")
-def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A scene on a file system of its own, in a file."""
-    folder = tmp_path_factory.mktemp("ext4")
-    image, home = folder / "image", folder / "home"
-    home.mkdir()
-    with open(image, "wb") as f:
-        f.truncate(48 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^metadata_csum_seed", image], check=True)
-    mounted = subprocess.run(
-        ["mount", "-o", "loop", image, home], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no loop device: {mounted.stderr.strip()}")
+def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileSystem]:
+    made = FileSystem(request.param, tmp_path_factory.mktemp(request.param))
     try:
-        made = Scene(home, folder / "source")
         yield made
-        made.close()
     finally:
-        subprocess.run(["umount", home], check=True)
+        made.scene.close()
+        made.unmount()
 
 
 @as_root
-def test_real_power_cuts(ext4: Scene, rounds: Rounds) -> None:
+@pytest.mark.parametrize("disk", ["ext4", "xfs"], indirect=True)
+def test_real_power_cuts(disk: FileSystem, rounds: Rounds) -> None:
     """The file system is shut down at a call, without its log being written, and mounted again: what was not fsynced is gone."""
-    scene = ext4
+    scene = disk.scene
     calls = {verb: scene.calls(verb) for verb in VERBS_CUT}
-    image = scene.home.parent / "image"
     for seed in rounds.seeds(6):
         chance = random.Random(seed)
         verb = chance.choice(VERBS_CUT)
@@ -96,14 +116,47 @@ def test_real_power_cuts(ext4: Scene, rounds: Rounds) -> None:
         else:
             code = scene.run(verb, Fault(power=scene.home)).code
             shut_down(scene.home)
-        subprocess.run(["umount", scene.home], check=True)
-        subprocess.run(["mount", "-o", "loop", image, scene.home], check=True)
-        scene.sound(verb, code)
+        disk.mount_again()
+        try:
+            scene.sound(verb, code)
+        except Exception as error:
+            raise AssertionError(
+                f"{verb}, cut at call {number} of {calls[verb]} (code {code}): {error!r}"
+            ) from error
+
+
+@as_root
+@pytest.mark.parametrize("disk", ["xfs", "btrfs"], indirect=True)
+def test_other_file_systems_are_file_systems(disk: FileSystem, tmp_path: Path) -> None:
+    """Every command does there what it does elsewhere, and a mount of what lies there shows the source."""
+    scene = disk.scene
+    for verb in VERBS:
+        scene.reset(verb)
+        done = scene.run(verb, Fault(power=scene.home))  # with real fsyncs
+        assert done.code == 0, done
+        assert "fsync" not in done.err, done
+        scene.sound(verb, done.code)
+    disk.mount_again()
+    past = tmp_path / "past"
+    past.mkdir()
+    scene.reset("backup")
+    done = scene.run("backup")
+    assert done.code == 0, done
+    done = scene.commands.run("mount", past)
+    assert done.code == 0, done
+    try:
+        shown = past / "snapshots" / "latest" / str(scene.source)[1:]
+        assert same.differences(scene.now, same.on_disk(shown), blocks=False) == []
+    finally:
+        done = scene.commands.run("umount", past)
+        assert done.code == 0, done
 
 
 def shut_down(home: Path) -> None:
     fd = os.open(home, os.O_RDONLY)
     try:
-        fcntl.ioctl(fd, 0x8004587D, struct.pack("I", 2))  # EXT4_IOC_SHUTDOWN, without writing the log
+        fcntl.ioctl(
+            fd, 0x8004587D, struct.pack("I", 2)
+        )  # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, without writing the log
     finally:
         os.close(fd)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import errno
 import hashlib
 import itertools
 import os
 import random
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from snapfs.repo import events as events_module
 from snapfs.repo.client import Client
 from snapfs.repo.errors import StorageError, UnsupportedFormat
 from snapfs.repo.events import Events, State, StoredSnapshot
@@ -392,13 +397,14 @@ def test_strange_files_are_passed_over(world: World) -> None:
     assert state.problems == []
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENODEV])
 def test_an_event_that_cannot_be_read_is_no_absent_event(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     world.client("a").publish_snapshot(snapshot(7))
 
     def read(*_: object) -> bytes:
-        raise StorageError("Input/output error", 5)
+        raise StorageError(os.strerror(number), number)
 
     events = world.client("b")
     monkeypatch.setattr(world.storage, "read", read)
@@ -406,6 +412,94 @@ def test_an_event_that_cannot_be_read_is_no_absent_event(
         events.load()
     monkeypatch.undo()
     assert times(events.load()) == [7]
+
+
+def failing(world: World, monkeypatch: pytest.MonkeyPatch, name: bytes, times: int) -> None:
+    """So often the disk does not give back this event."""
+    real, left = world.storage.read, [times]
+
+    def read(path: str, *args: int) -> bytes:
+        if path.endswith(name.hex()) and left[0]:
+            left[0] -= 1
+            raise StorageError("Input/output error", errno.EIO)
+        return real(path, *args)
+
+    monkeypatch.setattr(world.storage, "read", read)
+
+
+def test_an_event_that_fails_once_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = world.client("a").publish(EventBody(records.EVENT_SNAPSHOT, records.encode(snapshot(7))))
+    failing(world, monkeypatch, one, 1)
+    state = world.client("b").load()
+    assert times(state) == [7]
+    assert state.problems == []
+
+
+def test_a_bad_sector_under_an_event_is_damage_of_that_event_until_it_reads_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hides no other, in the same process it comes back when the disk does, and nobody forgets that it was here."""
+    a = world.client("a")
+    published = [a.publish(EventBody(records.EVENT_SNAPSHOT, records.encode(snapshot(i)))) for i in range(3)]
+    failing(world, monkeypatch, published[2], 4)
+    for _ in range(2):  # each load tries twice
+        state = world.client("a").load()
+        assert times(state) == [0, 1]
+        assert len(state.problems) == 1
+        assert "Input/output error" in state.problems[0]
+        assert state.missing == {}
+        assert state.sequence == 3, "the number of the damaged one is not given again"
+    monkeypatch.undo()
+    path = world.folder / "repository" / "events" / published[2].hex()
+    aside = path.rename(world.folder / "aside")
+    state = world.client("a").load()
+    assert list(state.missing) == [published[2]], "that it cannot be read is no reason to forget it"
+    aside.rename(path)
+    assert times(world.client("a").load()) == [0, 1, 2]
+
+
+def test_a_damaged_event_is_tried_again_by_a_process_that_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount for months: what was wrong with the cable must not be said for ever."""
+    now = 100.0
+    monkeypatch.setattr(events_module.time, "monotonic", lambda: now)
+    name = world.client("a").publish(EventBody(records.EVENT_SNAPSHOT, records.encode(snapshot(7))))
+    path = world.folder / "repository" / "events" / name.hex()
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes((good[-1] ^ 1,)))
+    world.storage.close()
+    os.utime(path.parent, ns=(0, 0))
+    b = world.client("b")
+    assert times(b.load()) == []
+    assert b.load().problems
+    path.write_bytes(good)
+    os.utime(path.parent, ns=(0, 0))
+    assert b.load().problems, "a failing disk is not asked at every turn"
+    assert not b.may_have_changed()
+    now += 61
+    assert b.may_have_changed(), "nothing in the folder's times tells it"
+    assert times(b.load()) == [7]
+    assert b.load().problems == []
+    assert not b.may_have_changed()
+
+
+def test_a_load_that_failed_is_no_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks whether there may be anything new must not be told no, because the folder looks as it did then."""
+    b = world.client("b")
+    b.load()
+    world.client("a").publish_snapshot(snapshot(7))
+    os.utime(world.folder / "repository" / "events", ns=(0, 0))
+
+    def read(*_: object) -> bytes:
+        raise StorageError("Permission denied", errno.EACCES)
+
+    monkeypatch.setattr(world.storage, "read", read)
+    with pytest.raises(StorageError):
+        b.load()
+    monkeypatch.undo()
+    assert b.may_have_changed()
+    assert times(b.load()) == [7]
 
 
 def test_hostile_graphs_end(world: World) -> None:
@@ -444,13 +538,77 @@ def test_a_damaged_state_file_is_a_new_client(tmp_path: Path, content: bytes) ->
     assert Client(str(tmp_path), System()).id == client.id
 
 
-def test_state_that_cannot_be_written_is_forgotten(tmp_path: Path) -> None:
+def test_state_that_cannot_be_written_is_forgotten_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     for folder in (str(tmp_path / "file" / "below"), None):
         client = Client(folder, System())
         client.remember(slot="x")
-        assert client.remembered.slot == "x"
+        client.remember(slot="y")
+        assert client.remembered.slot == "y"
         assert Client(folder, System()).id != client.id
+    (said,) = caplog.messages
+    assert said.startswith(f"cannot write {tmp_path}/file/below/client: Not a directory: ")
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_a_state_file_whose_disk_fails_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    before = Client(str(tmp_path), System())
+    before.remember(slot="before")
+    again, real = Client(str(tmp_path), System()), getattr(os, call)
+
+    def fail(*args: Any, **more: Any) -> Any:
+        if call == "open" and not args[1] & os.O_CREAT:
+            return real(*args, **more)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        again.remember(slot="x")
+    assert len(caplog.messages) == 1
+    assert "No space left on device" in caplog.messages[0]
+    assert Client(str(tmp_path), System()).remembered == before.remembered
+    assert os.listdir(tmp_path) == ["client"], "what was begun is taken away"
+    again.remember(slot="y")
+    assert Client(str(tmp_path), System()).remembered.slot == "y"
+
+
+def test_a_state_file_that_cannot_be_read_is_left_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written over, it would have forgotten by one bad moment who this machine is, and what it has seen."""
+    before = Client(str(tmp_path), System())
+    before.remember(slot="before", heads=[records.Head(before.id, 1, bytes(32))])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", fail)
+        blind = Client(str(tmp_path), System())
+    blind.remember(slot="x")
+    assert blind.id != before.id
+    (said,) = caplog.messages
+    assert said.startswith(f"cannot read {tmp_path}/client: Input/output error: ")
+    assert Client(str(tmp_path), System()).remembered == before.remembered
+
+
+def test_folders_that_cannot_be_fsynced_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Client(str(tmp_path), System()).remember(slot="x")
+    assert caplog.messages == []
 
 
 def test_rollback_is_said_until_it_is_undone(tmp_path: Path) -> None:

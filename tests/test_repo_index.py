@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapfs.repo import index as index_module
-from snapfs.repo import index_folder
+from snapfs.repo import index_build, index_folder
 from snapfs.repo.errors import StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.index import FoundVolume, Index, IndexBroken
@@ -155,8 +156,9 @@ def volumes(count: int, blobs: int) -> list[FoundVolume]:
 def test_many_volumes_at_once_are_as_one_by_one(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int
 ) -> None:
-    monkeypatch.setattr(index_module, "_BATCH", 64)
-    monkeypatch.setattr(index_module, "SortedRuns", partial(SortedRuns, held=100))
+    monkeypatch.setattr(index_module, "BATCH", 64)
+    monkeypatch.setattr(index_build, "BATCH", 64)
+    monkeypatch.setattr(index_build, "SortedRuns", partial(SortedRuns, held=100))
     other = Index(str(tmp_path / "other"), TAG)
     found = volumes(30, 20)
     for one in found:
@@ -411,6 +413,16 @@ def test_a_damaged_stamp_is_no_stamp(tmp_path: Path) -> None:
         assert look_up_all(str(folder), 50) == "right 0 missing 50"
 
 
+def test_a_stamp_that_cannot_be_read_is_no_stamp(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    index = Index(str(folder), TAG)
+    index.add(ONE, VolumeKind.DATA, 1, entries(50))
+    index.close()
+    (folder / "stamp").unlink()
+    (folder / "stamp").mkdir()
+    assert look_up_all(str(folder), 50) == "right 0 missing 50"
+
+
 def test_an_index_of_another_repository_is_thrown_away(tmp_path: Path) -> None:
     index = Index(str(tmp_path / "index"), TAG)
     index.add(ONE, VolumeKind.DATA, 1, entries(5))
@@ -544,6 +556,66 @@ def test_a_thorough_look_builds_upon_nothing_that_was_there(tmp_path: Path) -> N
         assert {v.name: v.number for v in index.volumes()} == before
         assert sorted(index.entries()) == rows
         assert index.losses() != losses, "what was noted as whole before is not relied on"
+
+
+@pytest.mark.parametrize("harm", ["flipped", "unreadable"])
+def test_neither_does_it_where_a_volume_is_damaged_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """Of the volume whose directory does not read, what the old one knew is taken over, as far as its tags fit: nothing else
+    says where its blobs are, and it may read again."""
+    repositories.create(tmp_path)
+    with repositories.open_(tmp_path) as repository:
+        blobs = {}
+        for turn in range(2):
+            with repository.writer() as writer:
+                for i in range(20):
+                    data = trees.noise(30_000, turn * 100 + i)
+                    blobs[writer.put(Kind.CONTENT, data)] = data
+                writer.flush()
+        index, storage = repository.index, repository.storage
+        bad, good = index.volumes()
+        rows = sorted(index.entries())
+        # The old tree: a row of each volume does not say any more what was written.
+        flipped = [
+            next(key for key, at in rows if at.volume == number) for number in (bad.number, good.number)
+        ]
+        with index._here._env.begin(write=True, db=index._here._blobs) as txn:
+            for key in flipped:
+                value = txn.get(key)
+                txn.delete(key)
+                txn.put(key, value[:-1] + bytes((value[-1] ^ 1,)))
+        name = f"data/{bad.name.hex()[:2]}/{bad.name.hex()}"
+        if harm == "flipped":
+            storage.close()
+            data = bytearray(Path(storage.path(name)).read_bytes())
+            data[-1] ^= 1
+            Path(storage.path(name)).write_bytes(data)
+        else:
+            real = storage.read
+
+            def read(path: str, offset: int = 0, length: int | None = None) -> bytes:
+                if path == name and (length is None or offset + length > bad.size - 100):
+                    raise StorageError("Input/output error", errno.EIO)
+                return real(path, offset, length)
+
+            monkeypatch.setattr(storage, "read", read)
+        old = index._here
+        repository.synchronise(thorough=True)
+        assert index._here is not old
+        assert {v.name: (v.number, v.usable) for v in index.volumes()} == {
+            bad.name: (bad.number, False), good.name: (good.number, True)
+        }  # fmt: skip
+        found = sorted(index.entries())
+        assert [row for row in found if row[1].volume == good.number] == [
+            row for row in rows if row[1].volume == good.number
+        ]
+        assert {row for row in found if row[1].volume == bad.number} >= {
+            row for row in rows if row[1].volume == bad.number and row[0] not in flipped
+        }
+        for blob, data in blobs.items():
+            if harm == "flipped" or blob[:16] not in flipped:
+                assert repository.blobs.get(blob, Kind.CONTENT) == data
 
 
 def test_a_number_is_given_once(tmp_path: Path) -> None:

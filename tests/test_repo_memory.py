@@ -1,7 +1,7 @@
 """A bit that flips in memory between two stages of the pipeline: caught before the commit, or without effect.
 
 The stages are the functions that hand data on; a flip in what one of them returns is a flip between it and the next.  A flip
-in what was read from the source, before it is hashed, cannot be told from another content: what was read is restored.
+in what was read from the source, before it is hashed or encoded, cannot be told from another content: what was read is restored.
 """
 
 from __future__ import annotations
@@ -9,28 +9,34 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from snapfs.repo.backup.walk import Walker
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryError, WrongPassword
 from snapfs.repo.events import Events
 from snapfs.repo.format import frame as framing
-from snapfs.repo.format import sealed
+from snapfs.repo.format import records, sealed
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.index import Index
-from snapfs.repo.model import KiB
+from snapfs.repo.model import KiB, Kind, Node, VolumeKind
 from snapfs.repo.packing import BlobWriter
+from snapfs.repo.pages import PageWriter
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.local import LocalObject
-from snapfs.repo.volume_writer import VolumeWriter
+from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
+from snapfs.repo.volumes import OBJECTS, Volumes
 from support import repositories
+from support.parts import KEYS, REPOSITORY, SALT
 from support.sources import Desk
 from support.torture import Rounds
 from support.trees import File, make, noise
@@ -156,6 +162,46 @@ def in_a_directory(flip: Flip, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layout, "encode_directory", encode)
 
 
+def in_an_entry(flip: Flip, patch: pytest.MonkeyPatch) -> None:
+    """Of a directory: the encoding of a node (its name, its mode), while it waits for the page to be full."""
+    real = PageWriter._end
+
+    def end(self: PageWriter, depth: int) -> None:
+        raws = self._levels[depth].raws
+        if self._kind is Kind.DIRECTORY and flip.now():
+            at = flip.chance.randrange(len(raws))
+            raws[at] = msgspec.Raw(flipped(bytes(raws[at]), flip.chance))
+        real(self, depth)
+
+    patch.setattr(PageWriter, "_end", end)
+
+
+def in_a_page(flip: Flip, patch: pytest.MonkeyPatch) -> None:
+    """Before it is hashed."""
+    real = records.encode_page
+
+    def encode(*args: Any) -> bytes:
+        page = real(*args)
+        return flipped(page, flip.chance) if flip.now() else page
+
+    patch.setattr(records, "encode_page", encode)
+
+
+def in_a_folder(flip: Flip, patch: pytest.MonkeyPatch) -> None:
+    """Mode, owner or time of a directory, while what is in it is walked."""
+    real = Walker._leave
+
+    def leave(self: Walker) -> Node:
+        level = self._stack[-1]
+        if flip.now():
+            field = flip.chance.choice(("mode", "uid", "gid", "mtime", "ctime"))
+            value = getattr(level.node, field) ^ 1 << flip.chance.randrange(9)
+            level.node = msgspec.structs.replace(level.node, **{field: value})
+        return real(self)
+
+    patch.setattr(Walker, "_leave", leave)
+
+
 def in_a_record(flip: Flip, patch: pytest.MonkeyPatch) -> None:
     """The event, before it is sealed."""
     from snapfs.repo import events
@@ -200,20 +246,34 @@ def in_the_index(flip: Flip, patch: pytest.MonkeyPatch) -> None:
 
 
 SEAMS = [after_hashing, in_a_length, in_an_id, after_joining, after_compressing, after_sealing, after_writing,
-         in_a_directory, in_a_record, in_the_sealed_event, in_the_index]  # fmt: skip
+         in_a_directory, in_an_entry, in_a_page, in_a_folder, in_a_record, in_the_sealed_event, in_the_index]  # fmt: skip
+
+
+def new_desk(folder: Path) -> Desk:
+    folder.mkdir()
+    made = Desk(folder, {
+        b"text": File(b"one line and another\n" * 900),
+        b"noise": File(noise(70_000, 1)),
+        b"few/a": File(noise(300, 2), xattrs={"user.large": noise(1500, 3)}),
+    }, volume_size=512 * KiB)  # fmt: skip
+    made.snapshot()
+    return made
 
 
 @pytest.fixture(scope="module")
 def desk() -> Iterator[Desk]:
     fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=fast) as folder:
-        made = Desk(Path(folder), {
-            b"text": File(b"one line and another\n" * 900),
-            b"noise": File(noise(70_000, 1)),
-            b"few/a": File(noise(300, 2), xattrs={"user.large": noise(1500, 3)}),
-        }, volume_size=512 * KiB)  # fmt: skip
-        made.snapshot()
-        yield made
+        yield new_desk(Path(folder) / "first")
+
+
+def renewed(desk: Desk, turn: int) -> Desk:
+    """Every so often a new one: each case adds a snapshot, and reads all that there are."""
+    if not turn or turn % 15:
+        return desk
+    if desk.folder.name != "first":
+        shutil.rmtree(desk.folder)
+    return new_desk(Path(tempfile.mkdtemp(dir=desk.folder.parent)) / "desk")
 
 
 @pytest.mark.parametrize("seam", SEAMS, ids=lambda seam: seam.__name__)
@@ -225,7 +285,8 @@ def test_a_flip_between_two_stages(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     caught = 0
-    for seed in rounds.seeds(6):
+    for turn, seed in enumerate(rounds.seeds(6)):
+        desk = renewed(desk, turn)
         make(desk.source, {b"text": File(b"line %d\n" % seed * 2000), b"new": File(noise(40_000, seed))})
         with desk.open() as repository:
             before = {s.id for s in repository.snapshots()}
@@ -251,12 +312,54 @@ def test_a_flip_between_two_stages(
         assert caught, "nothing was caught: is the flip there?"
 
 
+def test_any_bit_of_a_directory(tmp_path: Path, rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a volume, before it is sealed: who finds blobs by it must find what was written, at the place where it says."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    storage = LocalStorage(str(tmp_path))
+    storage.make_folders()
+    volumes = Volumes(storage, KEYS, REPOSITORY)
+    real = layout.encode_directory
+
+    def write(bit: int | None) -> VolumeWriter:
+        def encode(*args: Any) -> list[bytes]:
+            (part,) = real(*args)
+            sizes.append(len(part))
+            if bit is None:
+                return [part]
+            changed = bytearray(part)
+            changed[bit >> 3] ^= 1 << (bit & 7)
+            return [bytes(changed)]
+
+        kind = OBJECTS[VolumeKind.DATA]
+        volume = VolumeWriter(
+            VolumeKind.DATA, storage.create(), Sealer(KEYS.sealing(kind), kind, REPOSITORY, SALT)
+        )
+        for frame in ([b"one", b"two" * 100], [b"three" * 1000], [b"four", b"", b"five"]):
+            words = [framing.word(Kind.CONTENT, len(blob)) for blob in frame]
+            plain = framing.join(words, frame)
+            codec, body = framing.compress(plain, 3)
+            ids = [KEYS.blob_id(Kind.CONTENT, blob) for blob in frame]
+            volume.append(JoinedFrame(words, ids, frame, len(plain)), codec, len(plain), body)
+        with monkeypatch.context() as patch:
+            patch.setattr(layout, "encode_directory", encode)
+            volume.finish(64 * KiB, False)
+        return volume
+
+    sizes: list[int] = []
+    write(None).publish(volumes, KEYS)
+    for bit in rounds.some(range(8 * sizes[0]), 300):
+        with pytest.raises(Damaged):
+            write(bit).publish(volumes, KEYS)
+    assert len(volumes.listing()) == 1
+
+
 def test_what_was_read_is_what_is_restored(
     desk: Desk, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After reading, before hashing: another content, consistent in itself."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for seed in rounds.seeds(3):
+    for turn, seed in enumerate(rounds.seeds(3)):
+        desk = renewed(desk, turn)
         good = noise(50_000, seed + 1000)
         make(desk.source, {b"new": File(good)})
         chance, bad = random.Random(seed), []

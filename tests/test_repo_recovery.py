@@ -13,7 +13,7 @@ import pytest
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError, WrongPassword
 from snapfs.repo.format import labels as L
-from snapfs.repo.model import BlobId, Kind
+from snapfs.repo.model import BlobId, Kind, VolumeKind
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage.local import LocalStorage
 from support.repositories import CHEAP
@@ -180,6 +180,43 @@ def test_a_bad_sector_is_damage_that_the_rest_does_not_suffer_from(
             assert len(repository.contents.read(node, 0, 100_000)) == 90_000
         shutil.rmtree(tmp_path / "cache")  # and once more without an index
     assert desk.differences(desk.snapshot()) == []
+
+
+def test_a_repository_that_does_not_open_keeps_no_file_open(tmp_path: Path) -> None:
+    """Else its disk could not be unmounted while the password is asked for again."""
+    desk = Desk(tmp_path)
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(WrongPassword):
+            Repository.open(str(desk.folder / "repository"), b"wrong", state_dir=str(tmp_path / "state"))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_reads_that_failed_for_a_while_cost_no_more_than_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cable: the volume that was read then is not relied on until somebody has read it whole, which any check does."""
+    desk = Desk(tmp_path, {b"file": File(content=noise(200_000, 1))})
+    before = desk.snapshot()
+    real = LocalStorage.read
+
+    def read(self: LocalStorage, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if name.startswith("data/"):
+            raise StorageError(f"cannot read {name}: Input/output error", errno.EIO)
+        return real(self, name, offset, length)
+
+    with monkeypatch.context() as patch, desk.open() as repository:
+        node = repository.trees.resolve(before.record.root, os.fsencode(desk.source / "file"))
+        patch.setattr(LocalStorage, "read", read)
+        with pytest.raises(Damaged):
+            repository.contents.read(node, 0, 10)
+    with desk.open() as repository:
+        assert [v.usable for v in repository.index.volumes() if v.kind is VolumeKind.DATA] == [False]
+        result = check(repository)
+        assert result.ok
+        assert result.notes == ["1 volumes found damaged earlier are sound now"]
+        assert repository.client.remembered.damaged == ()
+    assert desk.backup(force=True).totals.data_blobs == 0, "all of it is stored already"
 
 
 @pytest.mark.parametrize("unreadable", ["config", "the other slot"])

@@ -429,3 +429,30 @@ def test_a_folder_above_that_may_not_be_read_is_no_obstacle(
     storage.put("README.txt", b"x")
     storage.put(NAME, b"x")
     assert storage.read(NAME) == b"x"
+
+
+def test_what_was_set_aside_is_not_replaced_when_the_disk_does_not_say_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    storage.make_folders()
+    name = f"data/ab/{'ab' * 32}"
+    for data in (b"first", b"second"):
+        storage.put(name, data)
+        if data == b"first":
+            storage.set_aside(name)
+    real = os.lstat
+
+    def lstat(path: Any, **more: Any) -> os.stat_result:
+        if "/trash/" in os.fspath(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        with pytest.raises(StorageError, match="Input/output error"):
+            storage.set_aside(name)
+    assert (tmp_path / "trash" / name).read_bytes() == b"first"
+    assert storage.read(name) == b"second"
+    assert storage.set_aside(name) == f"trash/{name}.1"
+    storage.close()

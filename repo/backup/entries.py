@@ -201,4 +201,7 @@ class EntryReader:
 
 
 def _stamp(st: Status) -> tuple[int, ...]:
-    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+    # Mode and owners never change without ctime; but a bit of them may have flipped in memory while a large file was read.
+    return (
+        st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode, st.st_uid, st.st_gid
+    )  # fmt: skip

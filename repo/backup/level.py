@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from snapfs.repo.backup import _reading as reading
 from snapfs.repo.backup.entries import Small
@@ -11,6 +12,8 @@ from snapfs.repo.backup.files import Status
 from snapfs.repo.backup.parents import Earlier, EarlierDirectory, KeepingWriter
 from snapfs.repo.backup.patterns import DirectoryRules
 from snapfs.repo.backup.sources import Branching
+from snapfs.repo.errors import Damaged
+from snapfs.repo.format import records
 from snapfs.repo.model import Node
 
 LOOK = 256
@@ -58,6 +61,7 @@ class Level:
         self.path = path
         """Without a slash at the end: the top is b""."""
         self.node = node
+        self._check = crc32(records.encode(node))
         self.names = names
         self.next = 0
         """Position of the first name that was not looked at."""
@@ -77,3 +81,8 @@ class Level:
         """It is a source or lies in one: everything in it counts."""
         self.source = False
         """It is one of the folders that were named."""
+
+    def verify(self) -> None:
+        """Raise Damaged if the directory's node is not what it was on entering, hours ago perhaps."""
+        if crc32(records.encode(self.node)) != self._check:
+            raise Damaged("changed before it was stored: is the memory of this machine sound?", "a directory")

@@ -97,6 +97,7 @@ class Walker:
         """The root's Node as if every open directory ended here: a checkpoint's."""
         child: Node | None = None
         for level in reversed(self._stack):
+            level.verify()
             writer = level.writer.clone()
             if child is not None:
                 writer.add(child)
@@ -145,6 +146,7 @@ class Walker:
     def _leave(self) -> Node:
         level = self._stack.pop()
         os.close(level.fd)
+        level.verify()
         root, below = level.writer.finish()
         node = replace(level.node, root=root, below=below)
         if self._stack:

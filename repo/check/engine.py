@@ -97,7 +97,7 @@ class _Check:
         ):
             largest_first = sorted((-size, name, kind) for name, (kind, size) in listing.items())
             listed = ((name, kind, -size) for size, name, kind in largest_first)
-            if self._volumes(scrubbers.examine(listed), read, beside) and not self._gone:
+            if self._volumes(listing, scrubbers.examine(listed), read, beside) and not self._gone:
                 self._progress.phase("check snapshots", len(snapshots))
                 for _ in beside.walked():
                     self._progress.advance(files=1)
@@ -153,7 +153,9 @@ class _Check:
         self._repository.synchronise()
         return listing
 
-    def _volumes(self, reports: Iterable[VolumeReport], read: set[bytes], beside: WalkBeside) -> bool:
+    def _volumes(
+        self, listing: Listing, reports: Iterable[VolumeReport], read: set[bytes], beside: WalkBeside
+    ) -> bool:
         """Whether they are what the index says, each of them."""
         repository, result = self._repository, self._result
         index = repository.index
@@ -171,20 +173,33 @@ class _Check:
         wrong = any(known.get(name) != value for name, value in prints.items())
         if wrong:
             beside.stop()
-            index.reset()
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
         if damaged:
             repository.note_damaged(damaged)
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
-        if again := unusable & read:
-            repository.note_sound(again)
-            result.notes.append(f"{len(again)} volumes found damaged earlier are sound now")
-        if unread := unusable - read:
-            result.notes.append(
-                f"{len(unread)} volumes were found damaged earlier; `check --read-data` reads them again"
-            )
+        self._heal(unusable, read, listing)
         return not wrong and not damaged
+
+    def _heal(self, unusable: set[bytes], read: set[bytes], listing: Listing) -> None:
+        """Volumes found damaged earlier, whose directories are sound: those not read yet are read whole now.  It may have been a
+        cable, and without its note a volume need not be stored once more by the next backup."""
+        repository, result = self._repository, self._result
+        sound, rest = unusable & read, sorted(unusable - read)
+        examiner = Examiner(repository.volumes, repository.keys, rest)
+        for name in rest:
+            if self._progress.interrupted:
+                raise KeyboardInterrupt
+            if not examiner.examine(name, *listing[name]).problems:
+                sound.add(name)
+        if sound:
+            repository.note_sound(sound)
+            result.notes.append(f"{len(sound)} volumes found damaged earlier are sound now")
+        if left := len(unusable - sound):
+            result.notes.append(
+                f"{left} volumes were found damaged earlier and still are: `check --read-data` says more, "
+                "`repair volumes` saves what opens"
+            )
 
     def _chosen(self, listing: Listing) -> set[bytes]:
         """Names of the volumes to be read whole."""

@@ -121,15 +121,20 @@ def directory_frames(opener: Opener, tail: Tail, data: bytes | memoryview) -> It
         yield from part.frames
 
 
-def _parts(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[DirectoryPart]:
+def directory_plain(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[bytes]:
+    """The plaintexts of the directory frames, as encode_directory gave them."""
     view, at = memoryview(data), 0
     for number in range(tail.first, tail.first + tail.parts):
         head = opener.frame_header(number, view[at : at + L.FRAME_HEADER_SIZE])
         at += L.FRAME_HEADER_SIZE
         if head.kind != L.FRAME_DIRECTORY:
             raise Damaged("a directory that is none", opener.where)
-        body = opener.body(number, view[at : at + head.sealed])
+        yield opener.body(number, view[at : at + head.sealed])
         at += head.sealed
+
+
+def _parts(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[DirectoryPart]:
+    for body in directory_plain(opener, tail, data):
         try:
             part = _decode(body)
         except msgspec.DecodeError as error:

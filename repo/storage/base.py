@@ -8,12 +8,15 @@ RepositoryNotFound), never an empty answer: a list that could not be read is not
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 TRASH = "trash"
 """The folder of what was set aside; made when it is needed."""
+NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
+"""What a file system answers that does not fsync folders: no failure of one."""
 _HASH = re.compile("[0-9a-f]{64}")
 
 

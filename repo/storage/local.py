@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from snapfs.repo.errors import Damaged, RepositoryNotFound, StorageError
-from snapfs.repo.storage.base import TRASH
+from snapfs.repo.storage.base import NO_FOLDER_FSYNC, TRASH
 
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
 _OPEN_FILES = 64
@@ -128,6 +128,7 @@ class LocalStorage:
         self._condemned: StorageError | None = None
         try:
             info = os.stat(self.place)
+            self.real_path = os.fsencode(os.path.realpath(self.place, strict=True))
         except OSError as error:
             raise RepositoryNotFound(
                 f"no repository at {self.place}: {_reason(error)}; check the path, or make one with `snapfs init`",
@@ -138,7 +139,6 @@ class LocalStorage:
         self._was_there = self._is_there()
         # Not st_dev: it changes with every plugging of a removable disk, and the inode tells a copy from
         # the original.
-        self.real_path = os.fsencode(os.path.realpath(self.place))
         self.identity = self.real_path + b"\0%d" % info.st_ino
 
     def path(self, name: str) -> str:
@@ -260,7 +260,7 @@ class LocalStorage:
                 try:
                     os.fsync(fd)
                 except OSError as error:
-                    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+                    if error.errno not in NO_FOLDER_FSYNC:
                         raise
                     if self._notice and not self._said_no_dir_fsync:
                         self._said_no_dir_fsync = True
@@ -287,7 +287,7 @@ class LocalStorage:
     def set_aside(self, name: str) -> str:
         target, number = f"{TRASH}/{name}", 0
         with _failing_as(f"move {name} to {TRASH}/"):
-            while os.path.lexists(self.path(target)):  # one that was brought back, and is damaged again
+            while self._is_taken(target):  # by one that was brought back, and is damaged again
                 number += 1
                 target = f"{TRASH}/{name}.{number}"
             folder = os.path.dirname(target)
@@ -301,6 +301,14 @@ class LocalStorage:
         self.unsynced |= {os.path.dirname(self.path(target)), os.path.dirname(self.path(name))}
         self.sync_names()
         return target
+
+    def _is_taken(self, name: str) -> bool:
+        """Not os.path.lexists(), to which a failing disk is an absent file: what lies there would be replaced."""
+        try:
+            os.lstat(self.path(name))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _sync_up(self, folder: str) -> None:
         """Make a folder's name durable, and those above it."""

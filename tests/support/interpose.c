@@ -4,6 +4,7 @@
  * everything passes.  What the numbers mean is in interpose.py. */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -23,7 +24,7 @@
 
 enum { CREATE = 1, WRITE, FSYNC, RENAME, MKDIR, UNLINK, RMDIR, TRUNCATE, LINK, OPEN, READ };
 enum { NOTHING, DIE, FAIL, SHORT, FAKE, CUT, CLOCK };
-enum { CHANGES = 1, READS = 2 };
+enum { CHANGES = 1, READS = 2, LOOKS = 4 };
 
 static struct {
     char folder[4096];
@@ -212,6 +213,48 @@ static ssize_t do_read(int fd, void *data, size_t size, int64_t offset) {
 ssize_t read(int fd, void *data, size_t size) { return do_read(fd, data, size, -1); }
 ssize_t pread(int fd, void *data, size_t size, off_t at) { return do_read(fd, data, size, at); }
 ssize_t pread64(int fd, void *data, size_t size, off64_t at) { return do_read(fd, data, size, at); }
+
+/* Looks can only fail; what they count are looks at names and at what is in folders. */
+#define LOOK(fd, path, call) do { \
+    char name[8192]; \
+    if (!armed || !(on.what & LOOKS) || !here(fd, path, name)) return (call); \
+    if (enter(LOOKS) == FAIL) { leave(); errno = on.param; return (__typeof__(call))-1; } \
+    leave(); \
+    return (call); } while (0)
+
+#define STAT(st, suffix) \
+int stat##suffix(const char *path, struct st *to) { LOOK(AT_FDCWD, path, (int)syscall(SYS_newfstatat, AT_FDCWD, path, to, 0)); } \
+int lstat##suffix(const char *path, struct st *to) { \
+    LOOK(AT_FDCWD, path, (int)syscall(SYS_newfstatat, AT_FDCWD, path, to, AT_SYMLINK_NOFOLLOW)); } \
+int fstat##suffix(int fd, struct st *to) { LOOK(fd, NULL, (int)syscall(SYS_fstat, fd, to)); } \
+int fstatat##suffix(int fd, const char *path, struct st *to, int flags) { \
+    LOOK(fd, path, (int)syscall(SYS_newfstatat, fd, path, to, flags)); }
+STAT(stat, )
+STAT(stat64, 64)
+int access(const char *path, int mode) { LOOK(AT_FDCWD, path, (int)syscall(SYS_faccessat, AT_FDCWD, path, mode)); }
+ssize_t readlink(const char *path, char *to, size_t size) { LOOK(AT_FDCWD, path, (ssize_t)syscall(SYS_readlinkat, AT_FDCWD, path, to, size)); }
+
+/* Of a folder that was opened, any part of the list may be what fails. */
+static int list_fails(DIR *folder) {
+    char name[8192];
+    if (!armed || !(on.what & LOOKS) || !here(dirfd(folder), NULL, name)) return 0;
+    int fails = enter(LOOKS) == FAIL;
+    leave();
+    if (fails) errno = on.param;
+    return fails;
+}
+struct dirent *readdir(DIR *folder) { REAL(readdir); return list_fails(folder) ? NULL : real(folder); }
+struct dirent64 *readdir64(DIR *folder) { REAL(readdir64); return list_fails(folder) ? NULL : real(folder); }
+DIR *opendir(const char *path) {
+    char name[8192];
+    REAL(opendir);
+    if (armed && on.what & LOOKS && here(AT_FDCWD, path, name)) {
+        int fails = enter(LOOKS) == FAIL;
+        leave();
+        if (fails) { errno = on.param; return NULL; }
+    }
+    return real(path);
+}
 
 static int do_sync(int fd, int number) {
     char name[8192];

@@ -6,7 +6,7 @@
 
 One process has imported everything and is a fork away from any command line, so that a case takes a fraction of a second and
 is nevertheless a real process with a real death.  Calls are those below `home`, in all threads: `what` says whether those that
-change something are counted, or also those that read.
+change something are counted, or those that read, or those that look at names and folders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any, NamedTuple, Self
 SOURCE = Path(__file__).with_suffix(".c")
 NOTHING, DIE, FAIL, SHORT, FAKE, CUT, CLOCK = range(7)
 """SHORT: half of a read or write is done, and said; CUT: the file system of `power` is shut down; CLOCK: jumps by `param` s."""
-CHANGES, READS = 1, 2
+CHANGES, READS, LOOKS = 1, 2, 4
+"""LOOKS: at names (stat, access, readlink) and at what is in folders; they can only fail."""
 FOREVER = 1 << 40
 
 

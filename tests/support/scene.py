@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import WrongPassword
@@ -39,6 +44,7 @@ VERBS = (
     "restore",
     "check",
 )
+FORGETS = re.compile("what this machine has seen of the repository is (not remembered|unknown)")
 PASSWORD, OTHER, NEW = b"first", b"second", b"third"
 _TREE = {
     b"big": File(noise(300_000, 1)),
@@ -56,8 +62,8 @@ class Scene:
 
     def __init__(self, home: Path, source: Path) -> None:
         self.home = home
-        self.remembers = True
-        """Whether the state file could be written: a command does without, and only forgets what it has seen."""
+        self.said = ""
+        """What the command wrote to standard error."""
         self.place = home / "repository"
         self._saved = source.parent / "saved"
         self.source = make(source, _TREE)
@@ -133,9 +139,11 @@ class Scene:
         return [*verb.split(), *more.get(verb, [])]
 
     def run(self, verb: str, fault: Fault = NO_FAULT, log: Path | None = None, **more: Any) -> Done:
-        return self.commands.run(
+        done = self.commands.run(
             *self.args(verb), fault=fault, log=log, SNAPFS_REPOSITORY=str(self.place), **more
         )
+        self.said = done.err
+        return done
 
     def calls(self, verb: str, what: int = 1) -> int:
         """How many calls it makes when nothing goes wrong."""
@@ -169,10 +177,9 @@ class Scene:
             assert repository.client.id == self._client or verb == "first backup", (
                 "this machine forgot who it is"
             )
-            if code == 0 and self.remembers:
-                assert remembered >= {head.name for head in repository.events.load().heads}, (
-                    "heads are forgotten"
-                )
+            # A command does without its state file, and only forgets what it has seen; that it has to say.
+            if code == 0 and not remembered >= {head.name for head in repository.events.load().heads}:
+                assert FORGETS.search(self.said), "heads are forgotten, and nobody was told"
             shown = {s.id: s for s in repository.snapshots()}
             assert must.keys() - may_go <= shown.keys(), "a committed snapshot is gone"
             new = shown.keys() - self.committed.keys()
@@ -271,3 +278,11 @@ class Scene:
 def folder() -> str | None:
     """Where a scene lies: in memory if possible."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=folder()) as home:
+        made = Scene(Path(home), tmp_path_factory.mktemp("scene") / "source")
+        yield made
+        made.close()
