@@ -23,6 +23,7 @@ from snapfs.repo.volumes import Volumes, is_absent, object_name
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 64 * MiB
+_MOVES = 4
 _FrameKey = tuple[int, int]
 
 
@@ -116,12 +117,17 @@ class BlobReader:
 
     def get(self, blob: BlobId, kind: Kind) -> bytes:
         """The plaintext of a blob.  Raises BlobMissing, Damaged, StorageError."""
-        try:
-            return self._try_copies(blob, kind)
-        except (RepositoryError, IndexBroken) as error:
-            # No warning: the index may only not know yet what another run has written, and real damage is raised below.
-            log.info("blob %s: %s; looking again", blob.hex()[:16], error)
-            self._look_again()
+        tried: set[Location] = set()
+        for _ in range(_MOVES):
+            try:
+                return self._try_copies(blob, kind, tried=tried)
+            except (RepositoryError, IndexBroken) as error:
+                if self._has_moved(blob, tried):
+                    continue  # prune, in another process of this client, was quicker
+                # No warning: the index may only not know yet what another run has written, and real damage is raised below.
+                log.info("blob %s: %s; looking again", blob.hex()[:16], error)
+                break
+        self._look_again()
         bad: list[bytes] = []
         try:
             return self._try_copies(blob, kind, bad)
@@ -155,10 +161,21 @@ class BlobReader:
             return False
         return location is not None and (location.volume, location.frame) in self.frames
 
-    def _try_copies(self, blob: BlobId, kind: Kind, bad: list[bytes] | None = None) -> bytes:
-        """`bad`: gets the names of the volumes in which it does not open."""
+    def _has_moved(self, blob: BlobId, tried: set[Location]) -> bool:
+        """Whether the index knows a place of it that it did not know before."""
+        try:
+            return any(at not in tried for at in self._index.copies(blob))
+        except IndexBroken:
+            return False
+
+    def _try_copies(
+        self, blob: BlobId, kind: Kind, bad: list[bytes] | None = None, tried: set[Location] | None = None
+    ) -> bytes:
+        """`bad`: gets the names of the volumes in which it does not open; `tried`: the places."""
         problem: RepositoryError | None = None
         for location in self._places(blob):
+            if tried is not None:
+                tried.add(location)
             try:
                 return self.read_at(blob, kind, location)
             except MemoryError as error:  # never to be taken for damage
