@@ -18,7 +18,7 @@ from snapfs.repo.prune.plan import Plan, Unused, plan
 from snapfs.repo.prune.removal import Removal, settled
 from snapfs.repo.prune.rewrite import Rewriter
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.locks import Writer
+from snapfs.repo.storage.locks import Lease, Writer
 from snapfs.repo.usage import Usage, VolumeUse, live_snapshots, usage
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -72,20 +72,26 @@ def prune(
     nothing is removed), StorageError; KeyboardInterrupt when progress.interrupted is set.
     """
     with repository.storage.locks.alone():
-        return _Prune(repository, options, progress).run(agreed)
+        if options.dry_run:
+            return _Prune(repository, None, options, progress).run(agreed)
+        with (
+            repository.writing() as lease
+        ):  # a prune on a machine that does not see this one's locks must not remove, too
+            return _Prune(repository, lease, options, progress).run(agreed)
 
 
 class _Prune:
-    def __init__(self, repository: Repository, options: PruneOptions, progress: Progress) -> None:
+    def __init__(
+        self, repository: Repository, lease: Lease | None, options: PruneOptions, progress: Progress
+    ) -> None:
         self._repository = repository
+        self._lease = lease
         self._options = options
         self._progress = progress
         self._result = PruneResult()
 
     def run(self, agreed: Callable[[Plan], bool]) -> PruneResult:
         repository, options, result = self._repository, self._options, self._result
-        if not options.dry_run:
-            repository.storage.sweep()
         state = settled(repository)
         repository.synchronise()
         self._live = live_snapshots(state)
@@ -94,17 +100,21 @@ class _Prune:
         volume_size = options.volume_size or repository.config.volume_size
         result.plan = plan(self._usage.volumes.values(), options.unused, options.most, volume_size)
         result.unused = result.plan.unused
-        if options.dry_run or not agreed(result.plan):
+        if self._lease is None or not agreed(result.plan):
             return result
         result.done = True
-        self._removal = Removal(repository, self._usage, self._live, options.patience, self._progress)
+        self._removal = Removal(
+            repository, self._lease, self._usage, self._live, options.patience, self._progress
+        )
+        # Asked for in any case: from now on those count as dead, one day, who cannot be told from the dead.
+        free = self._removal.is_free() or options.patience > 0
         self._remove(result.plan.remove)
         if result.plan.rewrite:
-            if not result.in_the_way and (options.patience or self._removal.is_free()):
+            if free and not result.in_the_way:
                 self._rewrite(result.plan.rewrite)
             else:
                 result.bytes_left += result.plan.read
-        result.in_the_way = self._removal.in_the_way
+        result.in_the_way = self._removal.in_the_way if result.bytes_left else []
         return result
 
     def _measure(self, live: list[StoredSnapshot]) -> Usage:

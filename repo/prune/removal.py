@@ -13,7 +13,7 @@ from snapfs.repo.marks import Marks
 from snapfs.repo.model import Kind
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.locks import Writer
+from snapfs.repo.storage.locks import Lease, Writer
 from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, live_snapshots
 from snapfs.repo.volumes import object_name
 
@@ -45,10 +45,12 @@ class Removal:
     """Takes volumes away, one prune long."""
 
     def __init__(
-        self, repository: Repository, usage: Usage, seen: Collection[StoredSnapshot], patience: float, progress: Progress
+        self, repository: Repository, lease: Lease, usage: Usage, seen: Collection[StoredSnapshot], patience: float,
+        progress: Progress
     ) -> None:  # fmt: skip
         """`seen`: the snapshots whose blobs are marked in `usage`; `patience`: seconds to wait for writers."""
         self._repository = repository
+        self._lease = lease
         self._seen = {snapshot.id for snapshot in seen}
         self._deadline = time.monotonic() + patience
         self._progress = progress
@@ -125,7 +127,7 @@ class Removal:
         locks, system, client = repository.storage.locks, repository.system, repository.client
         known = {note.name: note for note in client.remembered.leases}
         alive, notes = [], []
-        for writer in locks.writers():
+        for writer in locks.writers(but=self._lease):
             if not writer.held:
                 note = known.get(writer.name)
                 if note is None or (note.stamp, note.boot) != (writer.stamp, system.boot_id):
@@ -144,6 +146,10 @@ class Removal:
     def _look_again(self, todo: Collection[VolumeUse], sparing: _Sparing) -> None:
         """Spare what snapshots need that have become live; stop if anything relied on is gone."""
         repository = self._repository
+        if not self._lease.renew():
+            raise StorageError(
+                "another machine took this prune for dead, so it removes nothing more: run it again"
+            )
         state = settled(repository)
         # Of a forget that the next power cut takes back the data must still be there.
         repository.storage.adopt(f"events/{head.name.hex()}" for head in state.heads)

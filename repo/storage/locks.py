@@ -136,8 +136,9 @@ class Locks:
                 "another prune is at work here: let it finish, then run this again"
             ) from None
 
-    def writers(self) -> list[Writer]:
-        """Those past the gate, while it is shut.  Leases of dead ones are removed.  Raises StorageError."""
+    def writers(self, but: Lease | None = None) -> list[Writer]:
+        """Those past the gate, while it is shut.  Leases of dead ones are removed.  `but`: one's own.  Raises StorageError."""
+        own = "" if but is None else os.path.basename(but.path)
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:
@@ -145,7 +146,8 @@ class Locks:
         except OSError as error:
             raise StorageError(f"repository: cannot list {FOLDER}: {error.strerror}", error.errno) from error
         local = _is_local(self._place)
-        return [writer for name in sorted(names) if (writer := self._look(name, local)) is not None]
+        names = sorted(name for name in names if name != own)
+        return [writer for name in names if (writer := self._look(name, local)) is not None]
 
     def give_up(self, writer: Writer) -> None:
         """Remove the lease of a writer that is taken for dead."""
