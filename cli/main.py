@@ -41,6 +41,7 @@ VERBS = {
     "repair": ("repair", "Mend what can be mended"),
     "tag": ("snapshots", "Change the tags of snapshots"),
     "forget": ("snapshots", "Remove snapshots from the list"),
+    "prune": ("prune", "Free the space of forgotten snapshots"),
     "key": ("key", "Manage passwords"),
 }
 """Verb -> (module of this package, what it does in one line)."""
@@ -63,8 +64,8 @@ ELSEWHERE = {
     "rebuild-index": ("restic's", "repair index"),
     "unlock": ("restic's", ""),
     "break-lock": ("borg's", ""),
-    "prune": ("restic's", None),
-    "compact": ("borg's", None),
+    "compact": ("borg's", "prune"),
+    "maintenance": ("kopia's", "prune"),
     "copy": ("restic's", None),
     "transfer": ("borg 2's", None),
     "rewrite": ("restic's", None),

@@ -60,6 +60,7 @@ def stats(settings: Settings, ids: tuple[bytes, ...], wanted: Filter, mode: str)
                 "total_blob_count": result.blobs,
                 "total_size": result.size,
                 **({"total_uncompressed_size": result.plain} if result.plain else {}),
+                **({"stored_size": result.stored, "unused_size": result.unused} if result.stored else {}),
                 **ratio,
             }
         )
@@ -72,3 +73,8 @@ def stats(settings: Settings, ids: tuple[bytes, ...], wanted: Filter, mode: str)
     out(f"  size:    {size(result.size)}")
     if result.plain and result.size:
         out(f"  before compression: {size(result.plain)} ({result.plain / result.size:.2f} times as much)")
+    if result.stored:
+        share = result.unused / result.stored
+        out(
+            f"  all volumes: {size(result.stored)}, of which no snapshot needs {size(result.unused)} ({share:.1%})"
+        )

@@ -23,6 +23,7 @@ from snapfs.repo.volumes import Volumes, is_absent, object_name
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 64 * MiB
+_MOVES = 4
 _FrameKey = tuple[int, int]
 
 
@@ -116,14 +117,26 @@ class BlobReader:
 
     def get(self, blob: BlobId, kind: Kind) -> bytes:
         """The plaintext of a blob.  Raises BlobMissing, Damaged, StorageError."""
-        try:
-            return self._try_copies(blob, kind)
-        except (RepositoryError, IndexBroken) as error:
-            # No warning: the index may only not know yet what another run has written, and real damage is raised below.
-            log.info("blob %s: %s; looking again", blob.hex()[:16], error)
-            self._look_again()
+        tried: set[Location] = set()
+        for _ in range(_MOVES):
+            try:
+                return self._try_copies(blob, kind, tried=tried)
+            except (RepositoryError, IndexBroken) as error:
+                if self._has_moved(blob, tried):
+                    continue  # prune, in another process of this client, was quicker
+                # No warning: the index may only not know yet what another run has written, and real damage is raised below.
+                log.info("blob %s: %s; looking again", blob.hex()[:16], error)
+                break
         bad: list[bytes] = []
+        self._look_again()
         try:
+            for _ in range(_MOVES):
+                try:
+                    return self._try_copies(blob, kind, bad, tried)
+                except (BlobMissing, VolumeMissing):
+                    # Overtaken by another prune; another thread may have noticed, and this one sees its new place only.
+                    if not (self._is_overtaken() or self._has_moved(blob, tried)):
+                        raise
             return self._try_copies(blob, kind, bad)
         except IndexBroken as error:
             raise StorageError(f"index: {error}") from error
@@ -155,10 +168,21 @@ class BlobReader:
             return False
         return location is not None and (location.volume, location.frame) in self.frames
 
-    def _try_copies(self, blob: BlobId, kind: Kind, bad: list[bytes] | None = None) -> bytes:
-        """`bad`: gets the names of the volumes in which it does not open."""
+    def _has_moved(self, blob: BlobId, tried: set[Location]) -> bool:
+        """Whether the index knows a place of it that it did not know before."""
+        try:
+            return any(at not in tried for at in self._index.copies(blob))
+        except IndexBroken:
+            return False
+
+    def _try_copies(
+        self, blob: BlobId, kind: Kind, bad: list[bytes] | None = None, tried: set[Location] | None = None
+    ) -> bytes:
+        """`bad`: gets the names of the volumes in which it does not open; `tried`: the places."""
         problem: RepositoryError | None = None
         for location in self._places(blob):
+            if tried is not None:
+                tried.add(location)
             try:
                 return self.read_at(blob, kind, location)
             except MemoryError as error:  # never to be taken for damage
@@ -191,6 +215,14 @@ class BlobReader:
         if keyed_hash(self._keys[kind], data) != blob:
             raise Damaged(f"blob {blob.hex()[:16]} is not what its id says", volume.name.hex())
         return data
+
+    def _is_overtaken(self) -> bool:
+        """Whether volumes came or went since the last look."""
+        with self._refreshing:
+            changed = self._refresh(False)
+            if changed:
+                self.frames.clear()
+            return changed
 
     def _look_again(self) -> None:
         """New volumes first, which is cheap; if there are none, the whole index, once in the life of this reader."""

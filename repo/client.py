@@ -26,6 +26,15 @@ _MAGIC = b"snapfs state 1\n"
 _DIGEST = 32
 
 
+class LeaseNote(msgspec.Struct, frozen=True, array_like=True):
+    """A lease as it was met: `boot` and `uptime` (ns) say when, by the one clock that nobody sets."""
+
+    name: str
+    stamp: int
+    boot: bytes
+    uptime: int
+
+
 class Remembered(msgspec.Struct, frozen=True):
     client: bytes
     heads: tuple[Head, ...] = ()
@@ -36,6 +45,8 @@ class Remembered(msgspec.Struct, frozen=True):
     """Names of missing events whose loss was accepted."""
     damaged: tuple[bytes, ...] = ()
     """Names of volumes found damaged: no backup relies on them, whatever the index has forgotten."""
+    leases: tuple[LeaseNote, ...] = ()
+    """Leases without a lock that prune met: when it saw each first as it is."""
 
 
 class Client:
@@ -73,6 +84,7 @@ class Client:
         slot: str | None = None,
         accepted: Iterable[bytes] | None = None,
         damaged: Iterable[bytes] | None = None,
+        leases: Iterable[LeaseNote] | None = None,
     ) -> None:
         """Whatever is given takes the place of what was remembered of it.  From any thread."""
         with self._lock:
@@ -84,6 +96,7 @@ class Client:
                 old.place,
                 old.accepted if accepted is None else tuple(accepted),
                 old.damaged if damaged is None else tuple(sorted(damaged)),
+                old.leases if leases is None else tuple(leases),
             )
             if self.remembered != self._read:
                 self._save()

@@ -65,6 +65,10 @@ class State:
     checkpoints: list[StoredSnapshot] = field(default_factory=list)
     forgotten: frozenset[bytes] = frozenset()
     """Ids of snapshots that are not shown any more."""
+    forgotten_snapshots: list[StoredSnapshot] = field(default_factory=list)
+    """Those of them that are complete, ascending by time: what an undelete may bring back."""
+    unknown: int = 0
+    """Events of types that this version does not know."""
     problems: list[str] = field(default_factory=list)
     """All that is wrong with the events; what is `missing` is among it."""
     missing: dict[bytes, str] = field(default_factory=dict)
@@ -186,6 +190,10 @@ class Events:
     def forget(self, ids: Sequence[bytes]) -> None:
         self.publish(EventBody(records.EVENT_FORGET, None, tuple(ids)))
 
+    def undelete(self, ids: Sequence[bytes]) -> None:
+        """Whether all that they need is there is for the caller to see (repo.revive)."""
+        self.publish(EventBody(records.EVENT_UNDELETE, None, tuple(ids)))
+
     def _open(self, name: bytes, size: int) -> Event | str:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
@@ -247,9 +255,12 @@ class Events:
             elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) == 3:
                 label, host, user = (t.decode("utf-8", "replace") for t in body.tags)
                 state.key_notes[body.ids[0]] = KeyNote(label, host, user, event.time)
-        live = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values() if s.id not in forgotten]
-        live.sort(key=lambda s: (s.record.time, s.id))
+            state.unknown += body.type not in records.EVENT_TYPES
+        everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
+        everything.sort(key=lambda s: (s.record.time, s.id))
+        live = [s for s in everything if s.id not in forgotten]
         state.forgotten = frozenset(forgotten)
+        state.forgotten_snapshots = [s for s in everything if s.id in forgotten and s.record.complete]
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
         return state

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from snapfs.repo.index_build import BATCH, build
-from snapfs.repo.index_environment import Environment, IndexBroken, Writing, broken
+from snapfs.repo.index_environment import Environment, IndexBroken, Volumes, Writing, broken
 from snapfs.repo.index_folder import IndexFolder
 from snapfs.repo.index_rows import KEY, Entry, FoundVolume, IndexedVolume, Rows
 from snapfs.repo.model import Location, VolumeKind
@@ -89,6 +89,11 @@ class Index:
         holder, usable = self._rows.holder, self._usable
         return len(found) == len(blobs) and all(holder(key, value) in usable for key, value in found)
 
+    def holder_but(self, blob: bytes, volumes: Collection[int]) -> int | None:
+        """The same, of none of these volumes."""
+        numbers = (at.volume for at in self.copies(blob))
+        return next((n for n in numbers if n not in volumes and self._is_usable(n)), None)
+
     def volume(self, number: int) -> IndexedVolume:
         """Raises IndexBroken for a number that no volume has."""
         if number not in self._volumes:
@@ -118,7 +123,7 @@ class Index:
         names = {volume.number: volume.name for volume in self.volumes()}
         sums = dict.fromkeys(names, 0)
         for key, value in self._here.blobs():
-            number = self._rows.claimed(value)
+            number = self._rows.number_in(value)
             if number in sums:  # not one that a backup has just added
                 sums[number] += hash(key + value)
         return {names[number]: value for number, value in sums.items()}
@@ -184,6 +189,16 @@ class Index:
                 marked = [self._volumes[number]._replace(usable=usable) for number in numbers]
                 writing.put_volumes(marked)
             self._note(marked, writing)
+
+    def forget(self, names: Iterable[bytes]) -> None:
+        """Know nothing of these volumes any more: they were removed.  Counted as losses; their numbers are not given again."""
+        wanted = set(names)
+        with self._noting:
+            self._load_volumes()
+            numbers = {number for name, number in self._numbers.items() if name in wanted}
+            if numbers:
+                self._here.forget(numbers)
+                self._load_volumes()
 
     def reset(self) -> None:
         """Throw everything away and begin empty, in a folder of the next number.
@@ -256,15 +271,15 @@ class Index:
     def _catch_up(self, writing: Writing) -> None:
         self._know(writing.volumes(self._as_of))
 
-    def _know(self, found: tuple[int, list[IndexedVolume]] | None) -> None:
+    def _know(self, found: Volumes | None) -> None:
         if found is None:
             return
-        as_of, volumes = found
+        as_of, volumes, highest = found
         self._numbers = {volume.name: volume.number for volume in volumes}
         self._given |= self._numbers
         self._usable = {volume.number for volume in volumes if volume.usable}
         self._volumes = {volume.number: volume for volume in volumes}
-        self._highest = max(self._highest, max(self._volumes, default=0))
+        self._highest = max(self._highest, highest, max(self._volumes, default=0))
         self._as_of = as_of
 
     def _note(self, volumes: list[IndexedVolume], writing: Writing) -> None:

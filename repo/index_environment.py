@@ -6,10 +6,11 @@ LMDB keeps no checksums of its pages; whatever it says is wrong is IndexBroken, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 
@@ -18,7 +19,9 @@ from snapfs.repo.index_rows import KEY, ROW, IndexedVolume, Rows
 
 _COUNT = struct.Struct(">Q")
 _SCHEMA = b"snapfs index 1"
-_LOSSES, _WHOLE = b"losses", b"whole"
+_LOSSES, _WHOLE, _HIGHEST = b"losses", b"whole", b"highest"
+_SCANNED, _DELETED = 1 << 20, 1 << 15
+"""Rows looked at, and deleted, in one transaction, while volumes are forgotten."""
 _MAP_SIZES = (1 << 38, 1 << 32, 1 << 28)
 
 
@@ -28,6 +31,14 @@ class IndexBroken(RepositoryError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the local index is damaged ({reason}): rebuild it with `snapfs repair index`")
         self.reason = reason
+
+
+class Volumes(NamedTuple):
+    as_of: int
+    """Number of the transaction."""
+    volumes: list[IndexedVolume]
+    highest: int
+    """No volume that was forgotten had a higher number."""
 
 
 class Environment:
@@ -63,8 +74,7 @@ class Environment:
             if found is None:
                 txn.put(b"schema", tagged, db=self._meta)
                 # Every environment counts from elsewhere: what was noted in one before says nothing about this one.
-                losses = _COUNT.pack(secrets.randbits(48))
-                txn.put(_LOSSES, losses + rows.tag(_LOSSES + losses), db=self._meta)
+                self._put_count(txn, _LOSSES, secrets.randbits(48))
             elif found != tagged:
                 raise IndexBroken("another schema, or another repository's")
 
@@ -103,19 +113,19 @@ class Environment:
         with self._broken():
             return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]) // (ROW - KEY)
 
-    def volumes(self, unless: int) -> tuple[int, list[IndexedVolume]] | None:
-        """(number of the last transaction, the volumes as of then); None if it is that of number `unless`."""
+    def volumes(self, unless: int) -> Volumes | None:
+        """The volumes as of the last transaction; None if it is that of number `unless`."""
         with self._broken(), self._env.begin() as txn:
             return self._read_volumes(txn, txn.id(), unless)
 
     def losses(self) -> int:
         with self._broken(), self._env.begin() as txn:
-            return self._read_losses(txn)
+            return self._read_count(txn, _LOSSES)
 
     def is_whole(self, snapshot: bytes) -> bool:
         with self._broken(), self._env.begin() as txn:
             value: bytes | None = txn.get(_WHOLE + snapshot, db=self._meta)
-            return value == self._whole(snapshot, self._read_losses(txn))
+            return value == self._whole(snapshot, self._read_count(txn, _LOSSES))
 
     # ---- writing -------------------------------------------------------------------------------------------------
 
@@ -131,6 +141,23 @@ class Environment:
                 txn.delete(_WHOLE + instead_of)
             txn.put(_WHOLE + snapshot, self._whole(snapshot, losses))
 
+    def forget(self, volumes: set[int]) -> None:
+        """Delete the rows of these volumes, then their records.  Others write in between."""
+        at: bytes | None = b""
+        while at is not None:
+            rows, at = self._rows_of(volumes, at)
+            if rows:
+                with self._broken(), self._env.begin(write=True, db=self._blobs) as txn:
+                    for key, value in rows:
+                        txn.delete(key, value)
+        with self._broken(), self._env.begin(write=True) as txn:
+            highest = max(volumes, default=0)
+            if highest > self._read_count(txn, _HIGHEST):
+                self._put_count(txn, _HIGHEST, highest)
+            for number in volumes:
+                txn.delete(self._rows.number_key(number), db=self._volumes)
+            self._put_count(txn, _LOSSES, self._read_count(txn, _LOSSES) + len(volumes))
+
     def sync(self) -> None:
         with self._broken():
             self._env.sync(True)
@@ -141,7 +168,23 @@ class Environment:
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _read_volumes(self, txn: Any, last: int, unless: int) -> tuple[int, list[IndexedVolume]] | None:
+    def _rows_of(self, volumes: set[int], start: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Some rows of these volumes from a key on, and the key to go on from (None: no more).
+
+        They are deleted by key and value afterwards: after a delete among equal keys, LMDB's cursors are not where they say."""
+        rows: list[tuple[bytes, bytes]] = []
+        number_in = self._rows.number_in
+        with self._broken(), self._env.begin(db=self._blobs) as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(start):
+                for seen, (key, value) in enumerate(cursor):
+                    if (seen >= _SCANNED or len(rows) >= _DELETED) and key != start:
+                        return rows, key
+                    if number_in(value) in volumes:
+                        rows.append((key, value))
+        return rows, None
+
+    def _read_volumes(self, txn: Any, last: int, unless: int) -> Volumes | None:
         if last == unless:
             return None
         found = []
@@ -150,7 +193,7 @@ class Environment:
             if volume is None:
                 raise IndexBroken("a volume's record is damaged")
             found.append(volume)
-        return last, found
+        return Volumes(last, found, self._read_count(txn, _HIGHEST))
 
     def _put_blobs(self, txn: Any, rows: Iterable[bytes]) -> None:
         txn.cursor(self._blobs).putmulti([(row[:KEY], row[KEY:]) for row in rows], dupdata=True)
@@ -159,17 +202,20 @@ class Environment:
         for volume in volumes:
             txn.put(*self._rows.volume(volume), db=self._volumes)
         if lost := sum(not volume.usable for volume in volumes):
-            losses = _COUNT.pack(self._read_losses(txn) + lost)
-            txn.put(_LOSSES, losses + self._rows.tag(_LOSSES + losses), db=self._meta)
+            self._put_count(txn, _LOSSES, self._read_count(txn, _LOSSES) + lost)
 
-    def _read_losses(self, txn: Any) -> int:
-        value = txn.get(_LOSSES, db=self._meta)
+    def _put_count(self, txn: Any, name: bytes, value: int) -> None:
+        count = _COUNT.pack(value)
+        txn.put(name, count + self._rows.tag(name + count), db=self._meta)
+
+    def _read_count(self, txn: Any, name: bytes) -> int:
+        value = txn.get(name, db=self._meta)
         if value is None:
             return 0
-        losses = value[: _COUNT.size]
-        if value != losses + self._rows.tag(_LOSSES + losses):
-            raise IndexBroken("its count of losses is damaged")
-        return int(_COUNT.unpack(losses)[0])
+        count = value[: _COUNT.size]
+        if value != count + self._rows.tag(name + count):
+            raise IndexBroken("one of its counts is damaged")
+        return int(_COUNT.unpack(count)[0])
 
     def _whole(self, snapshot: bytes, losses: int) -> bytes:
         return self._rows.tag(_WHOLE + snapshot + _COUNT.pack(losses), 16)
@@ -189,7 +235,7 @@ class Writing:
         self.number: int = txn.id()
         """Of this transaction, if it changes anything; the one before it has the number before."""
 
-    def volumes(self, unless: int) -> tuple[int, list[IndexedVolume]] | None:
+    def volumes(self, unless: int) -> Volumes | None:
         """As Environment.volumes: what was there before this transaction."""
         return self._environment._read_volumes(self._txn, self.number - 1, unless)
 
@@ -210,5 +256,7 @@ def broken(place: str) -> Iterator[None]:
     except (lmdb.Error, OSError) as error:
         full = isinstance(error, (lmdb.DiskError, lmdb.MapFullError))
         if full or "No space" in str(error) or "quota" in str(error):
-            raise StorageError(f"index in {place}: {error}: free some space or set --cache-dir") from error
+            raise StorageError(
+                f"index in {place}: {error}: free some space or set --cache-dir", errno.ENOSPC
+            ) from error
         raise IndexBroken(str(error)) from error

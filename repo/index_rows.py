@@ -86,14 +86,17 @@ class Rows:
         """The number of the volume alone."""
         return int(_FIRST.unpack_from(value)[0]) if self._fits(key, value, _VALUE.size) else None
 
-    @staticmethod
-    def claimed(value: bytes) -> int:
-        """What a value says is the number of the volume, be it damaged or not."""
-        return int.from_bytes(value[: _FIRST.size], "little")
+    def number_in(self, value: bytes) -> int:
+        """The same without a look at the tag."""
+        return int(_FIRST.unpack_from(value)[0]) if len(value) >= _FIRST.size else 0
+
+    def number_key(self, number: int) -> bytes:
+        """The key of a volume's record."""
+        return _NUMBER.pack(number)
 
     def volume(self, volume: IndexedVolume) -> tuple[bytes, bytes]:
         """(key, value) of its record."""
-        key = _NUMBER.pack(volume.number)
+        key = self.number_key(volume.number)
         value = _VOLUME.pack(volume.kind, volume.usable, volume.size, volume.name)
         return key, value + self.tag(key + value)
 

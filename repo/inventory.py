@@ -43,6 +43,7 @@ def _compare(
         if volume.usable and (name not in listing or listing[name][1] != volume.size or name in damaged)
     ]
     if lost:
+        volumes.storage.let_go(object_name(known[name].kind, name) for name in lost)
         index.mark(lost, False)
     wanted = [name for name in listing if thorough or name not in known]
     if wanted:

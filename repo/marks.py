@@ -31,6 +31,11 @@ class Marks:
         bits[byte] |= bit
         return True
 
+    def discard(self, volume: int, number: int) -> None:
+        bits = self._bits.get(volume)
+        if bits is not None and number >> 3 < len(bits):
+            bits[number >> 3] &= ~(1 << (number & 7))
+
     def has(self, volume: int, number: int) -> bool:
         bits = self._bits.get(volume)
         byte = number >> 3

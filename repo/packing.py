@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -94,7 +94,9 @@ class BlobWriter:
     """
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
-                 *, volume_size: int, largest_blob: int, compression: str = "auto") -> None:  # fmt: skip
+                 *, volume_size: int, largest_blob: int, compression: str = "auto",
+                 avoid: Collection[int] = ()) -> None:  # fmt: skip
+        """`avoid`: numbers of volumes that are to go: what is only there is stored again."""
         least = least_volume(largest_blob)
         if not least <= volume_size <= L.VOLUME_SIZE_LIMIT:
             raise UsageError(
@@ -107,6 +109,7 @@ class BlobWriter:
         self._repository = repository
         self._system = system
         self._client = client
+        self._avoid = avoid
         self._volume_size = volume_size
         self._level = 0 if compression == "off" else framing.LEVELS[compression]
         self._last = threading.local()
@@ -142,6 +145,8 @@ class BlobWriter:
         if blob in self._pending:
             return True
         volume = self._index.holder(blob)
+        if volume in self._avoid:
+            volume = self._index.holder_but(blob, self._avoid)
         if volume is None:
             return False
         self.relied_on.add(volume)

@@ -3,9 +3,10 @@ algorithm of theirs."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Self
 
@@ -35,6 +36,7 @@ from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import KeySlots, open_with
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
+from snapfs.repo.storage.locks import Lease
 from snapfs.repo.system import System
 from snapfs.repo.trees import Trees
 from snapfs.repo.volumes import Volumes
@@ -227,10 +229,23 @@ class Repository:
             self._said.add(notice)
             self._progress.notice(notice)
 
-    def writer(self, *, compression: str = "auto", volume_size: int | None = None) -> BlobWriter:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Lease]:
+        """For all who make a snapshot live: from here on, no volume is removed that is there afterwards.  Entered before the
+        volumes are looked at, left after the commit; leftovers of dead writers are swept."""
+        lease = Lease(self.storage.locks)
+        try:
+            self.storage.sweep()
+            yield lease
+        finally:
+            lease.release()
+
+    def writer(
+        self, *, compression: str = "auto", volume_size: int | None = None, avoid: Collection[int] = ()
+    ) -> BlobWriter:
         return BlobWriter(
             self.index, self.volumes, self.keys, self.id, self.system, self.client.id, compression=compression,
-            volume_size=volume_size or self.config.volume_size, largest_blob=self.config.chunk_maximum,
+            volume_size=volume_size or self.config.volume_size, largest_blob=self.config.chunk_maximum, avoid=avoid,
         )  # fmt: skip
 
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:

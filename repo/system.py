@@ -24,13 +24,18 @@ def _boot_id() -> bytes:
         return b""
 
 
+def _uptime() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True)
 class System:
-    """`now`: ns since 1970; `entropy(n)`: n random bytes."""
+    """`now`: ns since 1970; `entropy(n)`: n random bytes; `uptime`: ns since this machine started, suspend included."""
 
     now: Callable[[], int] = time.time_ns
     entropy: Callable[[int], bytes] = os.urandom
     boot_id: bytes = field(default_factory=_boot_id)
+    uptime: Callable[[], int] = _uptime
 
     def salt(self, client: bytes = b"") -> bytes:
         """32 bytes never to be repeated, not even by a stuck random source, a fork or a cloned machine:

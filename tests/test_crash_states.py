@@ -6,6 +6,7 @@ Each command runs once and is logged, call by call; the states are made from the
 from __future__ import annotations
 
 import os
+import re
 from random import Random
 
 import pytest
@@ -22,6 +23,7 @@ CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsync, and
 NOT_OURS = {"fsync of cache/snapfs/*/index/00000001/data.mdb"}
 """LMDB's own, of a file that can be built anew: what is wrong then is found, and costs a rebuild."""
 KILLED = -9
+_VOLUME = re.compile(r"/repository/(data|trees)/")
 
 
 def record(scene: Scene, verb: str, fault: Fault = NO_FAULT) -> tuple[Before, list[Op]]:
@@ -153,3 +155,42 @@ def named_only(ops: list[Op], part: str) -> bool:
         return False
     folder = os.path.dirname(os.fsdecode(ops[named[-1]].other))
     return not any(op.kind == crash.FSYNC and op.name == folder for op in ops[named[-1] :])
+
+
+def test_a_forget_that_a_power_cut_takes_back_has_its_data_still(scene: Scene, rounds: Rounds) -> None:
+    """Killed after its event had its name, and before that was durable; then a prune removes what it forgot; then the power goes,
+    and the event with it.  The prune has to make durable what it goes by.  Without that fsync, this fails."""
+    scene.reset("prune")
+    args = ("forget", "--yes", scene.later.hex())
+    tried = found = 0
+    for number in range(1, 40):
+        scene.reset("prune")
+        before, log = Before(scene.home), scene.source.parent / "log"
+        done = scene.commands.run(
+            *args, fault=Fault(DIE, number), log=log, SNAPFS_REPOSITORY=str(scene.place)
+        )
+        ops = crash.load(log)
+        if done.code != KILLED:
+            break
+        if not named_only(ops, "events"):
+            continue
+        more = record_next(scene, "prune")
+        first = next(n for n, op in enumerate(more) if op.kind == crash.UNLINK and _VOLUME.search(op.name))
+        adopting = {n for n, op in enumerate(more[:first]) if op.kind == crash.FSYNC and "/events" in op.name}
+        assert adopting
+        tried += 1
+        for kept in (more, [op for n, op in enumerate(more) if n not in adopting]):
+            Disk(before, ops + kept).cut(None).make(keep=PARTS[:3])
+            try:
+                with scene.open() as repository:
+                    assert repository.events.load().problems == []
+                    for snapshot in repository.snapshots():
+                        scene.read(repository, snapshot)
+            except (AssertionError, SnapfsError):
+                assert kept is not more
+                found += 1
+        rounds.count(2)
+        if not rounds.long:
+            break
+    assert tried
+    assert found

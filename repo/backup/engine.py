@@ -61,9 +61,13 @@ class _Run:
         self.excludes = options.excludes.describe()
 
     def run(self) -> BackupResult:
+        if self.options.dry_run:
+            return self._look()
+        with self.repository.writing() as self.lease:
+            return self._look()
+
+    def _look(self) -> BackupResult:
         repository, options = self.repository, self.options
-        if not options.dry_run:
-            repository.storage.sweep()
         repository.synchronise()
         repository.snapshots()  # says what is wrong with the events
         earlier = (
@@ -134,6 +138,7 @@ class _Run:
 
     def _commit(self, writer: BlobWriter, root: Node, complete: bool) -> StoredSnapshot:
         writer.flush()
+        self.lease.renew()  # before the volumes are looked at: what is there then, it protects
         if gone := self._gone(writer):
             raise StorageError(
                 f"{gone} volumes vanished from the repository or were cut short during the backup, "
@@ -149,7 +154,14 @@ class _Run:
             )
         )  # fmt: skip
         # Once more: of one that went while the event was written, nobody would say a word until it is needed.
+        was_alive = self.lease.renew()
         if gone := self._gone(writer):
+            if not was_alive:
+                self.repository.events.forget([stored.id])
+                raise StorageError(
+                    "this backup stood still for so long that another machine took it for dead, and pruned what it was about to "
+                    "rely on: no snapshot was made, run this again"
+                )
             what = f"snapshot {stored.short}" if complete else "a checkpoint"
             raise StorageError(
                 f"{what} was saved, but {gone} volumes that it needs vanished from the repository or were cut short "

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
 
+_AGAIN = 3
+_NAMED = 3
+"""Volumes that are gone, and that nothing needs, are named if they are not more."""
 __all__ = ["Affected", "CheckResult", "Problem", "check"]
 
 
@@ -37,12 +40,22 @@ def check(
     """Look at everything, `read_data`: at every byte, or at every byte of some volumes.  Damage is in the result; raises only
     where the place itself fails."""
     try:
-        return _Check(repository, read_data, progress).run()
+        return _run(repository, read_data, progress)
     except IndexBroken as error:
         repository.synchronise(thorough=True)
-        result = _Check(repository, read_data, progress).run()
+        result = _run(repository, read_data, progress)
         result.notes.append(f"the index was broken ({error}) and was rebuilt from the volumes")
         return result
+
+
+def _run(repository: Repository, read_data: bool | Subset, progress: Progress) -> CheckResult:
+    """Again, if a prune has moved meanwhile what was looked for: that is no damage."""
+    for _ in range(_AGAIN):
+        look = _Check(repository, read_data, progress)
+        result = look.run()
+        if result.ok or not look.overtaken():
+            break
+    return result
 
 
 class _Check:
@@ -79,8 +92,9 @@ class _Check:
         result.take(walk.found)
         self._absences(walk)
         if walk.unreadable:
+            there = repository.volumes.listing().keys()
             repository.index.mark(walk.unreadable, False)
-            repository.note_damaged(walk.unreadable.intersection(self._there))
+            repository.note_damaged(walk.unreadable.intersection(there))
         return result
 
     def _contents(self, snapshots: Sequence[StoredSnapshot]) -> TreeCheck:
@@ -109,6 +123,10 @@ class _Check:
             walk.check(snapshot)
             self._progress.advance(files=1)
         return walk
+
+    def overtaken(self) -> bool:
+        """Whether volumes went since they were listed."""
+        return not set(self._there) <= self._repository.volumes.listing().keys()
 
     def _keys(self) -> None:
         """Key slots, those of other passwords too: who needs one finds out too late."""
@@ -223,10 +241,21 @@ class _Check:
         self._progress.advance(files=1, bytes=report.size if report.read else 0)
 
     def _absences(self, walk: TreeCheck) -> None:
-        """A volume that is gone is damage if anything is lost that may have been in it."""
+        """A volume that is gone is damage if anything is lost that may have been in it.  If not, the index forgets it."""
         known = {volume.name for volume in self._repository.index.volumes()}
+        missed = []
         for name, (path, why) in self._gone.items():
             if name in walk.unreadable or (walk.homeless and name not in known):
                 self._result.add("volume", why, path)
             elif self._repository.storage.size(f"{TRASH}/{path}") is None:
-                self._result.notes.append(f"{path}: {why}; no snapshot needs anything that was only there")
+                missed.append((name, f"{path}: {why}"))
+        if len(missed) > _NAMED:
+            self._result.notes.append(
+                f"{len(missed)} volumes that were known are gone: no snapshot needs anything that was only there (pruned from "
+                "another machine?)"
+            )
+        else:
+            for _, text in missed:
+                self._result.notes.append(f"{text}; no snapshot needs anything that was only there")
+        if self._result.ok:
+            self._repository.index.forget(name for name, _ in missed if name not in self._there)

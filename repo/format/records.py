@@ -116,6 +116,7 @@ class _Versioned(msgspec.Struct, array_like=True, frozen=True):
 
 
 EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVENT_KEY_ADDED = range(1, 7)
+EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEY_ADDED + 1)
 
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode

@@ -22,6 +22,7 @@ from snapfs.repo.marks import FirstComers, Marks
 from snapfs.repo.model import Below, Kind, Location, Node
 from snapfs.repo.pagewalk import PageWalk
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.usage import live_snapshots, usage
 
 if TYPE_CHECKING:
     from snapfs.repo.events import StoredSnapshot
@@ -46,6 +47,10 @@ class Stats:
     """Bytes: logical ones of files, plaintext of blobs, or (raw-data) sealed frames as they are stored."""
     plain: int = 0
     """raw-data: plaintext bytes of the blobs."""
+    stored: int = 0
+    """raw-data: all volumes as they are stored, in bytes."""
+    unused: int = 0
+    """raw-data: bytes of these that no snapshot needs, whichever are counted: what `prune` goes by."""
 
 
 def stats(
@@ -60,6 +65,9 @@ def stats(
             walk.stats.snapshots += 1
             walk.run(snapshot.record.root)
             progress.advance(files=1)
+    if mode is Mode.RAW_DATA:
+        needed = usage(repository, live_snapshots(repository.events.load()), progress)
+        walk.stats.stored, walk.stats.unused = needed.size, needed.unused
     return walk.stats
 
 

@@ -7,6 +7,7 @@ look at all that the new snapshot needs, its event; only then the event that for
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
@@ -59,10 +60,9 @@ def repair_snapshots(
 
     Raises RepositoryError; a place that fails is no damage, and nothing is left out because of it.
     """
-    if not dry_run:
-        repository.storage.sweep()
-    repository.synchronise()
-    return _Mending(repository, dry_run, progress).run(list(chosen), forget)
+    with nullcontext() if dry_run else repository.writing():
+        repository.synchronise()
+        return _Mending(repository, dry_run, progress).run(list(chosen), forget)
 
 
 class _Mending:

@@ -8,6 +8,7 @@ be read, and the next run goes on: what was stored anew is found and not stored 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from snapfs.repo.blobs import BlobReader
@@ -57,7 +58,8 @@ def repair_volumes(
 
     Raises UsageError for a name that fits none or several, RepositoryError.
     """
-    return _Mending(repository, dry_run, progress).run(list(names))
+    with nullcontext() if dry_run else repository.writing():
+        return _Mending(repository, dry_run, progress).run(list(names))
 
 
 class _Mending:
@@ -73,8 +75,6 @@ class _Mending:
 
     def run(self, names: list[str]) -> VolumesMended:
         repository, result = self._repository, self._result
-        if not self._dry_run:
-            repository.storage.sweep()
         repository.synchronise()
         listing = repository.volumes.listing()
         wanted = {_named(name, listing) for name in names} if names else self._suspected(listing)

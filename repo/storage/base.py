@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from snapfs.repo.storage.locks import Locks
+
 TRASH = "trash"
 """The folder of what was set aside; made when it is needed."""
 NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
@@ -50,6 +52,8 @@ class Storage(Protocol):
     """Where this is, for people."""
     identity: bytes
     """What tells this place from a copy of it elsewhere; keys the index and the client state."""
+    locks: Locks
+    """Who writes here just now."""
 
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
         """(name, size) of every object below `folder` ("data"), names whole; an absent folder has none.  Raises
@@ -78,6 +82,12 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove an object durably; an absent one is no error."""
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """The same for many.  If it raises, some of them may be gone."""
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Hold no descriptor of these objects any more: their room is free only then.  Never raises."""
 
     def set_aside(self, name: str) -> str:
         """Move an object to TRASH, where no reader looks, durably; returns its name there."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from snapfs.repo.errors import Damaged, RepositoryNotFound, StorageError
 from snapfs.repo.storage.base import NO_FOLDER_FSYNC, TRASH
+from snapfs.repo.storage.locks import Locks
 
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
 _OPEN_FILES = 64
@@ -119,6 +120,7 @@ class LocalStorage:
 
     def __init__(self, folder: str, notice: Notice | None = None) -> None:
         self.place = os.path.abspath(folder)
+        self.locks = Locks(self.place)
         self.unsynced: set[str] = set()
         self._notice = notice
         self._said_no_dir_fsync = False
@@ -276,13 +278,26 @@ class LocalStorage:
         self.sync_names()
 
     def remove(self, name: str) -> None:
-        with _failing_as(f"remove {name}"):
-            try:
-                os.unlink(self.path(name))
-            except FileNotFoundError:
-                return
-        self.unsynced.add(os.path.dirname(self.path(name)))
+        self.remove_all((name,))
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        names = list(names)
+        self.let_go(names)
+        for name in names:
+            with _failing_as(f"remove {name}"):
+                try:
+                    os.unlink(self.path(name))
+                except FileNotFoundError:
+                    continue
+            self.unsynced.add(os.path.dirname(self.path(name)))
         self.sync_names()
+
+    def let_go(self, names: Iterable[str]) -> None:
+        for name in names:
+            with self._lock:
+                fd = self._files.pop(name, -1)
+            if fd >= 0:
+                os.close(fd)
 
     def set_aside(self, name: str) -> str:
         target, number = f"{TRASH}/{name}", 0
@@ -294,10 +309,7 @@ class LocalStorage:
             os.makedirs(self.path(folder), 0o700, exist_ok=True)
             self._sync_up(folder)  # where it goes must be there before it goes
             os.rename(self.path(name), self.path(target))
-        with self._lock:
-            fd = self._files.pop(name, -1)
-        if fd >= 0:
-            os.close(fd)
+        self.let_go((name,))
         self.unsynced |= {os.path.dirname(self.path(target)), os.path.dirname(self.path(name))}
         self.sync_names()
         return target
@@ -318,6 +330,7 @@ class LocalStorage:
         self.sync_names()
 
     def sweep(self) -> None:
+        self.locks.sweep()
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.path("tmp")):
                 with contextlib.suppress(OSError):

@@ -43,6 +43,7 @@ VERBS = (
     "repair index",
     "restore",
     "check",
+    "prune",
 )
 FORGETS = re.compile("what this machine has seen of the repository is (not remembered|unknown)")
 PASSWORD, OTHER, NEW = b"first", b"second", b"third"
@@ -90,6 +91,8 @@ class Scene:
         (self.source / "small/a").unlink()
         self.now = same.on_disk(self.source)
         self.save()
+        self._age()
+        self.reset("")
 
     def close(self) -> None:
         self.commands.__exit__()
@@ -101,9 +104,28 @@ class Scene:
     def _again(self, *args: str | Path, **env: str) -> Done:
         return self.commands.run(*args, SNAPFS_REPOSITORY=str(self.place), **env)
 
-    def save(self) -> None:
+    def save(self, name: str = "") -> None:
         for part in PARTS[:3]:
-            shutil.copytree(self.home / part, self._saved / part, dirs_exist_ok=True)
+            shutil.copytree(self.home / part, self._saved / name / part, dirs_exist_ok=True)
+
+    def _age(self) -> None:
+        """What there is to prune: a volume that nothing needs, and some that are needed in part."""
+        time = os.stat(self.source).st_mtime_ns
+        made = []
+        for name, seed in (("gone", 6), ("", 0), ("gone too", 7)):
+            if name:
+                (self.source / name).write_bytes(noise(150_000, seed))
+            else:
+                os.utime(self.source, ns=(time, time))
+            done = self.commands.run("backup", "--json", self.source)
+            assert done.code == 0, done
+            made.append(json.loads(done.out.splitlines()[-1])["snapshot_id"])
+            if name:
+                (self.source / name).unlink()
+        os.utime(self.source, ns=(time, time))
+        self._run("forget", "--yes", made[0], made[2])
+        self.later = bytes.fromhex(made[1])
+        self.save("aged")
 
     # ---- before --------------------------------------------------------------------------------------------------
 
@@ -119,7 +141,7 @@ class Scene:
                     shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(
                         entry.path
                     )
-                saved = self._saved / ("bare" if verb == "first backup" else "") / part
+                saved = self._saved / {"first backup": "bare", "prune": "aged"}.get(verb, "") / part
                 if saved.is_dir():
                     shutil.copytree(saved, place, dirs_exist_ok=True)
 
@@ -133,6 +155,7 @@ class Scene:
             "key remove": [self.other_key],
             "restore": [f"{self.kept.hex()}:{self.source}", "-t", self.home / "target"],
             "check": ["--read-data"],
+            "prune": ["--yes", "--max-unused", "0"],
         }
         if verb == "first backup":
             verb = "backup"
@@ -167,6 +190,8 @@ class Scene:
     def whole(self, verb: str, code: int) -> None:
         """Every committed snapshot is there and reads back, and so does whatever else is shown."""
         must = dict(self.committed) if verb != "first backup" else {}
+        if verb == "prune":
+            must[self.later] = self.now
         if verb == "forget" and code == 0:
             del must[self.oldest]
         may_go = {self.oldest} if verb == "forget" else set()
@@ -182,7 +207,7 @@ class Scene:
                 assert FORGETS.search(self.said), "heads are forgotten, and nobody was told"
             shown = {s.id: s for s in repository.snapshots()}
             assert must.keys() - may_go <= shown.keys(), "a committed snapshot is gone"
-            new = shown.keys() - self.committed.keys()
+            new = shown.keys() - self.committed.keys() - must.keys()
             assert not new or verb.endswith("backup"), "something is shown that was never made"
             assert new or code or not verb.endswith("backup"), "a snapshot that was said to be saved is gone"
             for key, snapshot in shown.items():
@@ -237,6 +262,11 @@ class Scene:
             assert refused in again.err, again
         if verb == "restore":
             self._restored(top=False)
+        if verb == "prune":
+            left = json.loads(self._again("prune", "-n", "--json", "--max-unused", "0").out.splitlines()[-1])
+            assert (left["volumes_to_remove"], left["volumes_to_rewrite"]) == (0, 0), (
+                "what was begun is not finished"
+            )
         self.next_backup((NEW if verb == "key passwd" else PASSWORD).decode())
 
     def next_backup(self, password: str = PASSWORD.decode()) -> None:

@@ -1,0 +1,186 @@
+"""Remove what no snapshot needs, rewrite what few need (docs/concurrency.md, P1 to P6).
+
+Killed at any step, nothing that is live is lost, and the next prune finishes what was begun: there is no state but the volumes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from snapfs.repo.errors import BlobMissing, StorageError
+from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.index import IndexBroken
+from snapfs.repo.packing import BlobWriter
+from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.prune.plan import Plan, Unused, plan
+from snapfs.repo.prune.removal import Removal, settled
+from snapfs.repo.prune.rewrite import Rewriter
+from snapfs.repo.repository import Repository
+from snapfs.repo.storage.locks import Lease, Writer
+from snapfs.repo.usage import Usage, VolumeUse, live_snapshots, usage
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    unused: Unused = field(default_factory=lambda: Unused(share=0.05))
+    """So much may stay that nothing needs."""
+    most: int | None = None
+    """Bytes of volumes that are rewritten, at most."""
+    patience: float = 0
+    """Seconds to wait for backups that run."""
+    volume_size: int | None = None
+    """Of new volumes, in bytes; None: that of the repository."""
+    dry_run: bool = False
+
+
+@dataclass
+class PruneResult:
+    """What was done; sizes in bytes."""
+
+    plan: Plan = field(default_factory=Plan)
+    snapshots: int = 0
+    done: bool = False
+    """Not a dry run, and agreed to."""
+    volumes_removed: int = 0
+    bytes_removed: int = 0
+    volumes_written: int = 0
+    bytes_written: int = 0
+    bytes_left: int = 0
+    """Of volumes that were to be removed, and stay until the next prune because of a writer."""
+    in_the_way: list[Writer] = field(default_factory=list)
+    unused: int = 0
+    """Bytes that nothing needs, afterwards."""
+
+    @property
+    def freed(self) -> int:
+        return self.bytes_removed - self.bytes_written
+
+
+def prune(
+    repository: Repository,
+    options: PruneOptions = PruneOptions(),
+    progress: Progress = SILENT,
+    agreed: Callable[[Plan], bool] = lambda _: True,
+) -> PruneResult:
+    """`agreed` is told what will be done before anything is, and may say no.
+
+    Raises RepositoryLocked if another one is at work, UnsupportedFormat, Damaged where something live cannot be found (then
+    nothing is removed), StorageError; KeyboardInterrupt when progress.interrupted is set.
+    """
+    with repository.storage.locks.alone():
+        if options.dry_run:
+            return _Prune(repository, None, options, progress).run(agreed)
+        with (
+            repository.writing() as lease
+        ):  # a prune on a machine that does not see this one's locks must not remove, too
+            return _Prune(repository, lease, options, progress).run(agreed)
+
+
+class _Prune:
+    def __init__(
+        self, repository: Repository, lease: Lease | None, options: PruneOptions, progress: Progress
+    ) -> None:
+        self._repository = repository
+        self._lease = lease
+        self._options = options
+        self._progress = progress
+        self._result = PruneResult()
+
+    def run(self, agreed: Callable[[Plan], bool]) -> PruneResult:
+        repository, options, result = self._repository, self._options, self._result
+        state = settled(repository)
+        repository.synchronise()
+        self._live = live_snapshots(state)
+        result.snapshots = len(state.snapshots)
+        self._usage = self._measure(self._live)
+        volume_size = options.volume_size or repository.config.volume_size
+        result.plan = plan(self._usage.volumes.values(), options.unused, options.most, volume_size)
+        result.unused = result.plan.unused
+        if self._lease is None or not agreed(result.plan):
+            return result
+        result.done = True
+        self._removal = Removal(
+            repository, self._lease, self._usage, self._live, options.patience, self._progress
+        )
+        # Asked for in any case: from now on those count as dead, one day, who cannot be told from the dead.
+        free = self._removal.is_free() or options.patience > 0
+        self._remove(result.plan.remove)
+        if result.plan.rewrite:
+            if free and not result.in_the_way:
+                self._rewrite(result.plan.rewrite)
+            else:
+                result.bytes_left += result.plan.read
+        result.in_the_way = self._removal.in_the_way if result.bytes_left else []
+        return result
+
+    def _measure(self, live: list[StoredSnapshot]) -> Usage:
+        """What is needed.  An index that misses something is built anew, once, before that is believed."""
+        try:
+            return usage(self._repository, live, self._progress)
+        except (BlobMissing, IndexBroken):
+            self._repository.synchronise(thorough=True)
+            return usage(self._repository, live, self._progress)
+
+    def _remove(self, victims: list[VolumeUse]) -> None:
+        if not victims:
+            return
+        result = self._result
+        gone = self._removal.remove(victims)
+        result.in_the_way = self._removal.in_the_way
+        result.volumes_removed += len(gone)
+        result.bytes_removed += sum(use.volume.size for use in gone)
+        result.unused -= sum(use.unused for use in gone)
+        if result.in_the_way:
+            result.bytes_left += sum(use.volume.size for use in victims) - sum(
+                use.volume.size for use in gone
+            )
+
+    # ---- rewriting -----------------------------------------------------------------------------------------------
+
+    def _rewrite(self, chosen: list[VolumeUse]) -> None:
+        self._progress.phase("rewrite", None, sum(use.live for use in chosen))
+        try:
+            complete = self._copy(chosen, lambda rewriter: rewriter.in_order_of(self._live))
+        except StorageError as error:
+            if error.errno not in _FULL:
+                raise
+            self._one_by_one(chosen)
+        else:
+            self._remove(complete)
+
+    def _one_by_one(self, chosen: list[VolumeUse]) -> None:
+        """With as little room as the emptiest volume needs."""
+        self._progress.notice("there is not room enough to rewrite all at once: one volume after the other")
+        for use in chosen:
+            self._progress.phase("rewrite", None, use.live)
+
+            def copy(rewriter: Rewriter, use: VolumeUse = use) -> None:
+                rewriter.one_by_one(use)
+
+            self._remove(self._copy([use], copy))
+            if self._result.in_the_way:
+                return
+
+    def _copy(self, chosen: list[VolumeUse], copy: Callable[[Rewriter], None]) -> list[VolumeUse]:
+        """Write what is live in volumes into new ones; returns those of which all is durable elsewhere now."""
+        repository, plan = self._repository, self._result.plan
+        avoid = {use.volume.number for use in (*plan.remove, *plan.rewrite)}
+        writer = repository.writer(volume_size=self._options.volume_size, avoid=avoid)
+        rewriter = Rewriter(repository, self._usage, chosen, writer, self._progress)
+        try:
+            with writer:
+                copy(rewriter)
+                writer.flush()
+        finally:
+            self._note(writer)  # what a failed one has published stays, and is used
+        return rewriter.complete()
+
+    def _note(self, writer: BlobWriter) -> None:
+        self._result.bytes_written += writer.stored.volumes
+        self._result.volumes_written += len(writer.published)
+        numbers = {v.number for v in self._repository.index.volumes() if v.name in writer.published}
+        self._removal.relied_on |= numbers | writer.relied_on

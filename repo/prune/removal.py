@@ -1,0 +1,192 @@
+"""Step P6 of docs/concurrency.md: volumes are unlinked, in moments in which no writer can come to rely on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from snapfs.repo.client import LeaseNote
+from snapfs.repo.errors import BlobMissing, StorageError, UnsupportedFormat
+from snapfs.repo.events import State, StoredSnapshot
+from snapfs.repo.marks import Marks
+from snapfs.repo.model import Kind
+from snapfs.repo.progress import Progress
+from snapfs.repo.repository import Repository
+from snapfs.repo.storage.locks import Lease, Writer
+from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, live_snapshots
+from snapfs.repo.volumes import object_name
+
+GRACE = 24 * 3600 * 1_000_000_000
+"""A lease without a lock that has not changed for so long (ns) is that of a dead writer."""
+_LOOK = 0.2
+"""Seconds between two looks at the leases, while the gate is shut."""
+_BATCH = 256
+_HELD = 1.0
+"""Seconds for which writers wait at the gate while a batch is unlinked, about."""
+
+
+def settled(repository: Repository) -> State:
+    """The events, if they leave no doubt about what is live.  Raises StorageError, UnsupportedFormat."""
+    state = repository.events.load()
+    if state.problems:
+        raise StorageError(
+            f"{state.problems[0]}: what it said is not known, so nothing was removed; `snapfs check` looks at all events"
+        )
+    if state.unknown or repository.config.prune_features:
+        raise UnsupportedFormat(
+            "this repository has events that this version does not know, so it cannot tell what is needed: nothing was removed, "
+            "install a newer snapfs"
+        )
+    return state
+
+
+class Removal:
+    """Takes volumes away, one prune long."""
+
+    def __init__(
+        self, repository: Repository, lease: Lease, usage: Usage, seen: Collection[StoredSnapshot], patience: float,
+        progress: Progress
+    ) -> None:  # fmt: skip
+        """`seen`: the snapshots whose blobs are marked in `usage`; `patience`: seconds to wait for writers."""
+        self._repository = repository
+        self._lease = lease
+        self._seen = {snapshot.id for snapshot in seen}
+        self._deadline = time.monotonic() + patience
+        self._progress = progress
+        self.relied_on = {number for number, use in usage.volumes.items() if use.live_blobs}
+        """Numbers of the volumes that hold what is live, once `victims` are gone."""
+        self.in_the_way: list[Writer] = []
+        """Those because of whom nothing was removed the last time."""
+
+    def is_free(self) -> bool:
+        """Whether nobody would be in the way just now."""
+        with self._repository.storage.locks.shut():
+            self.in_the_way = self._writers()
+        return not self.in_the_way
+
+    def remove(self, victims: Collection[VolumeUse]) -> list[VolumeUse]:
+        """Remove what no writer and no snapshot needs by now; returns what is gone.  Everything that is live must be durable in
+        other volumes."""
+        todo = sorted(victims, key=lambda use: use.volume.name)
+        gone: list[VolumeUse] = []
+        self.relied_on -= {use.volume.number for use in todo}
+        self._progress.phase("remove", len(todo), sum(use.volume.size for use in todo))
+        sparing = _Sparing(self._repository, self._progress)
+        try:
+            while todo:
+                self._look_again(
+                    todo, sparing
+                )  # the first time here, so that the gate is shut for moments only
+                with self._shut() as free:
+                    if not free:
+                        break
+                    self._look_again(todo, sparing)
+                    todo = [use for use in todo if use.volume.number not in sparing.spared]
+                    self._unlink(todo[:_BATCH], gone)
+                done = {use.volume.number for use in gone}
+                todo = [use for use in todo if use.volume.number not in done]
+        finally:
+            # Killed before: the index misses them, and marks them, at the next look.
+            names = [use.volume.name for use in gone]
+            self._repository.index.forget(names)
+            self._repository.client.remember_damage(gone=names)
+            self.relied_on |= {use.volume.number for use in victims if use.live_blobs} - {
+                use.volume.number for use in gone
+            }
+        return gone
+
+    def _unlink(self, batch: list[VolumeUse], gone: list[VolumeUse]) -> None:
+        storage, until = self._repository.storage, time.monotonic() + _HELD
+        for at in range(0, len(batch), 16):
+            some = batch[at : at + 16]
+            storage.remove_all(object_name(use.volume.kind, use.volume.name) for use in some)
+            gone += some
+            self._progress.advance(len(some), sum(use.volume.size for use in some))
+            if time.monotonic() > until or self._progress.interrupted:
+                break
+
+    # ---- writers -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _shut(self) -> Iterator[bool]:
+        """The gate is shut; whether nobody is past it."""
+        with self._repository.storage.locks.shut():
+            while True:
+                if self._progress.interrupted:
+                    raise KeyboardInterrupt
+                self.in_the_way = self._writers()
+                if not self.in_the_way or time.monotonic() >= self._deadline:
+                    break
+                time.sleep(_LOOK)
+            yield not self.in_the_way
+
+    def _writers(self) -> list[Writer]:
+        """Whoever may be alive."""
+        repository = self._repository
+        locks, system, client = repository.storage.locks, repository.system, repository.client
+        known = {note.name: note for note in client.remembered.leases}
+        alive, notes = [], []
+        for writer in locks.writers(but=self._lease):
+            if not writer.held:
+                note = known.get(writer.name)
+                if note is None or (note.stamp, note.boot) != (writer.stamp, system.boot_id):
+                    note = LeaseNote(writer.name, writer.stamp, system.boot_id, system.uptime())
+                if system.uptime() - note.uptime >= GRACE:
+                    locks.give_up(writer)
+                    continue
+                notes.append(note)
+            alive.append(writer)
+        if tuple(notes) != client.remembered.leases:
+            client.remember(leases=notes)
+        return alive
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------
+
+    def _look_again(self, todo: Collection[VolumeUse], sparing: _Sparing) -> None:
+        """Spare what snapshots need that have become live; stop if anything relied on is gone."""
+        repository = self._repository
+        if not self._lease.renew():
+            raise StorageError(
+                "another machine took this prune for dead, so it removes nothing more: run it again"
+            )
+        state = settled(repository)
+        # Of a forget that the next power cut takes back the data must still be there.
+        repository.storage.adopt(f"events/{head.name.hex()}" for head in state.heads)
+        repository.synchronise()
+        listing = repository.volumes.listing()
+        there = {v.number for v in repository.index.volumes() if listing.get(v.name, (None, -1))[1] == v.size}
+        if not self.relied_on <= there:
+            raise StorageError(
+                "volumes vanished from the repository while it was pruned, so nothing more was removed: run `snapfs check`, then "
+                "this again"
+            )
+        sparing.there = there
+        sparing.victims = {use.volume.number for use in todo} - sparing.spared
+        for snapshot in live_snapshots(state):
+            if snapshot.id not in self._seen and snapshot.id not in sparing.seen:
+                sparing.seen.add(snapshot.id)
+                sparing.add(snapshot)
+
+
+class _Sparing(NeededBlobs):
+    """What snapshots need that were not live when the blobs were marked: of a blob that is in volumes to be removed only, one
+    of these stays."""
+
+    def __init__(self, repository: Repository, progress: Progress) -> None:
+        super().__init__(repository, progress)
+        self._walked = Marks()
+        self.seen: set[bytes] = set()
+        self.there: set[int] = set()
+        self.victims: set[int] = set()
+        self.spared: set[int] = set()
+
+    def need(self, kind: Kind, blob: bytes, owner: int) -> bool:
+        copies = [at for at in self.index.copies(blob) if at.volume in self.there]
+        if not copies:
+            raise BlobMissing(blob)
+        if all(at.volume in self.victims for at in copies):
+            self.spared.add(copies[0].volume)
+            self.victims.discard(copies[0].volume)
+        # No page is passed over because it was marked: what is below it may be marked in part only.
+        return self._walked.add_blob(min(copies))
