@@ -79,10 +79,10 @@ class NeededBlobs(PageWalk):
     """Walks snapshots and calls need() for each of their blobs; what lies below a page is walked once, as long as need() says
     that the page is known.  Reads pages by an index that was just compared, and never looks again."""
 
-    def __init__(self, repository: Repository, progress: Progress) -> None:
+    def __init__(self, repository: Repository, progress: Progress, cache_bytes: int = 16 * MiB) -> None:
         self.index = repository.index
         self.reader = BlobReader(
-            repository.index, repository.volumes, repository.keys, lambda _: False, 16 * MiB
+            repository.index, repository.volumes, repository.keys, lambda _: False, cache_bytes
         )
         super().__init__(self.reader)
         self._contents = Contents(self.reader)

@@ -628,3 +628,34 @@ def test_a_number_is_given_once(tmp_path: Path) -> None:
         assert index.add(ONE, VolumeKind.DATA, 1, entries(2)) == 1
     finally:
         index.close()
+
+
+def test_volumes_that_are_forgotten_leave_the_others_whole(index: Index) -> None:
+    """Many blobs are in several of them: after a delete among equal keys, a cursor of LMDB took live rows with it."""
+    shared = entries(3000)
+    names = [bytes([n]) * 32 for n in range(1, 7)]
+    for n, name in enumerate(names):
+        index.add(name, VolumeKind.DATA, 4096, shared[n * 100 : n * 100 + 2000])
+    gone = {names[0], names[2], names[5]}
+    losses = index.losses()
+    index.forget([*gone, b"x" * 32])
+    assert {volume.name for volume in index.volumes()} == set(names) - gone
+    assert index.losses() == losses + 3
+    numbers = {volume.name: volume.number for volume in index.volumes()}
+    for i in range(2500):
+        want = {
+            numbers[name] for n, name in enumerate(names) if name in numbers and n * 100 <= i < n * 100 + 2000
+        }
+        assert {at.volume for at in index.copies(blob(i))} == want, i
+    assert index.count() == 3 * 2000
+
+
+def test_a_number_is_not_given_again_after_its_volume_was_forgotten(tmp_path: Path) -> None:
+    first = Index(str(tmp_path / "index"), TAG)
+    assert first.add(ONE, VolumeKind.DATA, 4096, entries(10)) == 1
+    assert first.add(TWO, VolumeKind.DATA, 4096, entries(10)) == 2
+    first.forget([TWO])
+    first.close()
+    second = Index(str(tmp_path / "index"), TAG)
+    assert second.add(b"3" * 32, VolumeKind.DATA, 4096, entries(10)) == 3
+    second.close()

@@ -734,3 +734,33 @@ def test_a_lease_without_a_folder_for_it(desk: Kept) -> None:
 
 def test_a_grace_of_a_day() -> None:
     assert removal.GRACE == 24 * 3600 * 10**9
+
+
+def test_a_check_that_a_prune_overtakes_finds_no_damage(desk: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, _ = aged(desk)
+    desk.forget(first, second)
+    listed = 0
+    monkeypatch.setattr("snapfs.repo.storage.local._OPEN_FILES", 0)  # what is open can be read on
+
+    class Pruning(Watch):
+        def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:
+            nonlocal listed
+            if name == "check volumes":
+                listed += 1
+                if listed == 1:
+                    assert desk.prune().volumes_written > 0
+
+    for client in ("stranger", ""):
+        listed = 0
+        with desk.stranger(client) if client else desk.open() as repository:
+            result = check(repository, read_data=True, progress=Pruning())
+            assert result.ok, result.problems
+            assert repository.client.remembered.damaged == ()
+        if client:
+            assert listed == 2, "it was not overtaken: the test shows nothing"
+            desk.take()
+            make(desk.source, {b"big": File(noise(700_000, 99))})
+            gone = desk.take()
+            make(desk.source, {b"big": File(noise(350_000, 99) + noise(350_000, 98))})
+            desk.take()
+            desk.forget(gone)

@@ -156,16 +156,15 @@ class _Run:
         # Once more: of one that went while the event was written, nobody would say a word until it is needed.
         was_alive = self.lease.renew()
         if gone := self._gone(writer):
+            self.repository.events.forget([stored.id])  # what lacks something is no snapshot
             if not was_alive:
-                self.repository.events.forget([stored.id])
                 raise StorageError(
                     "this backup stood still for so long that another machine took it for dead, and pruned what it was about to "
                     "rely on: no snapshot was made, run this again"
                 )
-            what = f"snapshot {stored.short}" if complete else "a checkpoint"
             raise StorageError(
-                f"{what} was saved, but {gone} volumes that it needs vanished from the repository or were cut short "
-                "meanwhile: find out who changes files there, then run this again, and `snapfs check`"
+                f"{gone} volumes vanished from the repository or were cut short while the snapshot was saved, so it was taken "
+                "back: find out who changes files there (a prune on a machine whose locks are not seen?), then run this again"
             )
         # Where that cannot be noted (a full disk, say), the snapshot is safe all the same, and the next run looks at everything.
         with contextlib.suppress(IndexBroken):

@@ -194,7 +194,8 @@ class _Check:
             repository.synchronise(thorough=True)
             result.notes.append("the index disagreed with the volumes and was corrected")
         if damaged:
-            repository.note_damaged(damaged)
+            # Of one that a prune has removed meanwhile there is nothing to be remembered.
+            repository.note_damaged(damaged.intersection(repository.volumes.listing()))
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
         self._heal(unusable, read, listing)
         return not wrong and not damaged

@@ -26,7 +26,7 @@ class Rewriter(NeededBlobs):
     def __init__(
         self, repository: Repository, usage: Usage, chosen: Iterable[VolumeUse], writer: BlobWriter, progress: Progress
     ) -> None:  # fmt: skip
-        super().__init__(repository, progress)
+        super().__init__(repository, progress, repository.cache_bytes)
         self._repository = repository
         self._kept = usage.kept
         self._chosen = {use.volume.number: use for use in chosen}
