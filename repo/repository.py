@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Self
 
@@ -253,6 +253,18 @@ class Repository:
         return synchronise(
             self.index, self.volumes, progress or self._progress, thorough, self.client.remembered.damaged
         )
+
+    def usable_volumes(self) -> dict[bytes, int]:
+        """Name -> size of the volumes that may be relied on, as the index has them."""
+        return {volume.name: volume.size for volume in self.index.volumes() if volume.usable}
+
+    def vanished(self, volumes: Mapping[bytes, int]) -> list[bytes]:
+        """Names of those (name -> size) that are not there any more, or in another size.  They are not relied on again."""
+        listing = self.volumes.listing()
+        gone = [name for name, size in volumes.items() if name not in listing or listing[name][1] != size]
+        if gone:
+            self.index.mark(gone, False)
+        return gone
 
     def note_damaged(self, names: Iterable[bytes]) -> None:
         """No backup relies on these volumes any more: in the index, and where the loss of the index does not touch it."""

@@ -36,6 +36,8 @@ class VolumeUse:
     live_blobs: int = 0
     plain: int = 0
     live: int = 0
+    copies: int = 0
+    """Blobs of it that are live, and count as dead since another volume has them, too."""
 
     @property
     def unused(self) -> int:
@@ -188,6 +190,7 @@ def _settle(repository: Repository, there: dict[int, VolumeUse], marks: Marks, p
                 marks.discard(at.volume, at.entry)
                 there[at.volume].live_blobs -= 1
                 there[at.volume].live -= at.length
+                there[at.volume].copies += 1
     return Usage(there, marks)
 
 

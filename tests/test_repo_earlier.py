@@ -3,6 +3,7 @@ and what may be relied on because the whole of an earlier snapshot is known to b
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from snapfs.repo.backup._earlier import EarlierPage
 from snapfs.repo.backup._reading import Status, look
 from snapfs.repo.backup.nodes import make_node
 from snapfs.repo.backup.parents import EarlierDirectory, KeepingWriter
-from snapfs.repo.errors import Damaged
+from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.format import records
 from snapfs.repo.index import Index, IndexBroken
 from snapfs.repo.model import Holes, Node, NodeType, Xattr
@@ -272,6 +273,75 @@ def test_a_loss_during_the_run_is_not_forgotten(tmp_path: Path) -> None:
     assert again.snapshot is not None
     assert again.totals.data_blobs > 0
     assert desk.differences(again.snapshot) == []
+
+
+def test_what_another_process_noticed_first_is_gone_all_the_same(tmp_path: Path) -> None:
+    """A volume of the trusted parent vanishes, and whoever looks beside the backup marks it or forgets it."""
+    for forget in (False, True):
+        desk = Desk(tmp_path / str(forget), {b"a": File(noise(5000)), b"b": File(noise(5000, 2))})
+        desk.snapshot()
+        (desk.source / "a").write_bytes(noise(5000, 3))
+
+        class Another(Watch):
+            def item(self, path: bytes, action: str, size: int = 0) -> None:
+                for name, volume in desk.volumes("data").items():  # noqa: B023
+                    volume.unlink()
+                    with desk.open() as repository:  # noqa: B023
+                        if forget:  # noqa: B023
+                            repository.index.forget([bytes.fromhex(name)])
+                        else:
+                            repository.synchronise()
+
+        with pytest.raises(StorageError, match="vanished"):
+            desk.backup(progress=Another())
+        again = desk.snapshot()
+        assert desk.differences(again) == []
+
+
+def test_what_was_lost_and_read_again_is_stored_though_nothing_changed(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"a": File(noise(5000)), b"b": File(noise(5000, 2))})
+    first = desk.snapshot()
+    for volume in desk.volumes("data").values():
+        volume.unlink()
+    assert desk.backup(skip_if_unchanged=True).snapshot is None
+    assert desk.differences(first) == []
+
+
+def test_a_checkpoint_is_no_snapshot_that_could_be_unchanged(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, {b"a": File(noise(5000)), b"b": File(noise(5000, 2))})
+
+    class Stops(Watch):
+        def item(self, path: bytes, action: str, size: int = 0) -> None:
+            self.interrupted = self.interrupted or path.endswith(b"/b")
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.backup(progress=Stops())
+    made = desk.backup(skip_if_unchanged=True).snapshot
+    assert made is not None
+    assert made.record.complete
+    assert desk.differences(made) == []
+
+
+def test_a_stream_is_not_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index breaks after standard input was read: what is left of that is nothing."""
+    desk = Desk(tmp_path)
+    volumes = Index.volumes
+    calls = 0
+
+    def breaking(self: Index) -> Any:
+        nonlocal calls
+        if stream.tell() == 5000 and not calls:
+            calls += 1
+            raise IndexBroken("for a test")
+        return volumes(self)
+
+    stream = io.BytesIO(noise(5000))
+    monkeypatch.setattr(Index, "volumes", breaking)
+    with pytest.raises(StorageError, match="cannot be read again"):
+        desk.backup(stdin=stream)
+    assert calls
+    with desk.open() as repository:
+        assert repository.snapshots() == []
 
 
 @pytest.mark.parametrize("names", [[], [b"a/0"], [b"a/5", b"a/7"], [b"a/9"], [b"b"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -764,3 +765,69 @@ def test_a_check_that_a_prune_overtakes_finds_no_damage(desk: Kept, monkeypatch:
             make(desk.source, {b"big": File(noise(350_000, 99) + noise(350_000, 98))})
             desk.take()
             desk.forget(gone)
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_goes_only_after_the_other_was_read(desk: Kept) -> None:
+    """One client found a volume damaged and stored its blobs anew; another, which does not know of that, prunes."""
+    desk.take()
+    damaged = max(desk.volumes("data").values(), key=lambda path: path.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[1000] ^= 1
+    damaged.write_bytes(data)
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    before = desk.volumes("data").keys()
+    desk.take()
+    assert desk.volumes("data").keys() - before, "stored anew"
+    with desk.stranger("other") as repository:
+        result = prune(repository, PruneOptions(unused=NONE), Watch())
+        assert result.done
+    with desk.stranger("third") as repository:
+        for snapshot in repository.snapshots():
+            node = repository.trees.resolve(snapshot.record.root, os.fsencode(desk.source))
+            assert same.differences(desk.trees[snapshot.id], same.in_snapshot(repository, node)) == []
+
+
+def test_a_copy_in_a_damaged_volume_spares_none(desk: Kept) -> None:
+    """What comes back amid a prune has one copy in a volume found damaged, and one in a volume that is to go."""
+    first = desk.take()
+    damaged = max(desk.volumes("data").values(), key=lambda path: path.stat().st_size)
+    sound = damaged.read_bytes()
+    damaged.write_bytes(sound[:1000] + bytes([sound[1000] ^ 1]) + sound[1001:])
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    second = desk.take()
+    shutil.rmtree(desk.source)
+    make(desk.source, {b"other": File(noise(1000, 99))})
+    desk.take()
+    trees = dict(desk.trees)
+    desk.forget(first, second)
+
+    def agreed(_: Plan) -> bool:
+        with desk.open() as repository:
+            revive(repository, [second.id])
+        return True
+
+    desk.prune(agreed=agreed)
+    with desk.stranger("third") as repository:
+        node = repository.trees.resolve(second.record.root, os.fsencode(desk.source))
+        assert same.differences(trees[second.id], same.in_snapshot(repository, node)) == []
+
+
+def test_a_prune_whose_lease_is_gone_ends_and_holds_nobody_up(desk: Kept) -> None:
+    first, second, _ = aged(desk)
+    desk.forget(first, second)
+
+    def agreed(_: Plan) -> bool:
+        for path in (desk.folder / "repository/locks").glob("*.lease"):
+            path.unlink()
+        return True
+
+    with pytest.raises(StorageError, match="took this prune for dead"):
+        desk.prune(agreed=agreed)
+    desk.sound()
+    assert desk.prune().freed > 0
+    desk.sound()

@@ -36,8 +36,12 @@ def backup(repository: Repository, options: BackupOptions, progress: Progress = 
     """
     try:
         return _Run(repository, options, progress).run()
-    except IndexBroken:
+    except IndexBroken as error:
         repository.synchronise(thorough=True)
+        if options.stdin is not None:
+            raise StorageError(
+                f"{error}; that was done, but standard input cannot be read again, and no snapshot was made: run this again"
+            ) from error
         return _Run(repository, options, progress).run()
 
 
@@ -79,6 +83,8 @@ class _Run:
         self.parent = self.earlier[-1] if self.earlier else None
         self.losses = repository.index.losses()
         self.trusting = len(self.earlier) == 1 and repository.index.is_whole(self.earlier[0].id)
+        self.trusted = repository.usable_volumes() if self.trusting else {}
+        """Any of them may hold what is passed by as unchanged, also if another process learns meanwhile that it is gone."""
         if options.dry_run:
             return self._run(DryWriter(repository.index, repository.keys))
         with repository.writer(compression=options.compression, volume_size=options.volume_size) as writer:
@@ -113,13 +119,26 @@ class _Run:
         if options.dry_run:
             return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent)
         assert isinstance(writer, BlobWriter)
-        if options.skip_if_unchanged and self.parent is not None and not self.walker.changed:
+        if options.skip_if_unchanged and self._says_the_same(writer):
             return BackupResult(
                 None, self._totals(writer, root), self.walker.errors, self.parent, skipped=True
             )
         self.progress.phase("finish")
         stored = self._commit(writer, root, complete=True)
         return BackupResult(stored, stored.record.totals, self.walker.errors, self.parent)
+
+    def _says_the_same(self, writer: BlobWriter) -> bool:
+        """Whether the parent already is what a new snapshot would be.  What it had lost and was read again stays stored."""
+        if (
+            self.parent is None
+            or not self.parent.record.complete
+            or len(self.earlier) > 1
+            or self.walker.changed
+        ):
+            return False
+        if not self.trusting:
+            writer.flush()
+        return not self._gone(writer)
 
     def _piped(self, path: bytes, stream: Stream, reader: FileReader) -> Node:
         walker, time = self.walker, self.options.time or self.repository.system.now()
@@ -175,17 +194,14 @@ class _Run:
 
     def _gone(self, writer: BlobWriter) -> int:
         """List the volumes: how many that the new snapshot relies on are not there in the size they had.  These are marked."""
-        listing = self.repository.volumes.listing()
-        index = self.repository.index
-        sizes = {volume.name: volume.size for volume in index.volumes()}
-        if self.trusting:
-            names = {volume.name for volume in index.volumes() if volume.usable} | writer.published
-        else:
-            names = {index.volume(number).name for number in writer.relied_on} | writer.published
-        gone = [name for name in names if name not in listing or listing[name][1] != sizes.get(name)]
-        if gone:
-            index.mark(gone, False)
-        return len(gone)
+        known = self.repository.index.volumes()
+        relied_on = dict(self.trusted)
+        relied_on |= {
+            v.name: v.size for v in known if v.number in writer.relied_on or v.name in writer.published
+        }
+        forgotten = len(writer.relied_on.difference(volume.number for volume in known))
+        forgotten += len(writer.published.difference(relied_on))
+        return len(self.repository.vanished(relied_on)) + forgotten
 
     def _checkpoint(self, writer: BlobWriter | DryWriter) -> None:
         """Publish what has been walked so far as an incomplete snapshot: a later run need not read it again."""

@@ -14,6 +14,7 @@ from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
+from snapfs.repo.prune.copies import damaged_copies
 from snapfs.repo.prune.plan import Plan, Unused, plan
 from snapfs.repo.prune.removal import Removal, settled
 from snapfs.repo.prune.rewrite import Rewriter
@@ -102,10 +103,27 @@ class _Prune:
         result.unused = result.plan.unused
         if self._lease is None or not agreed(result.plan):
             return result
+        while damaged := damaged_copies(repository, self._usage, result.plan.remove, self._progress):
+            self._progress.notice(
+                f"{len(damaged)} volumes turned out to be damaged: nothing is removed of which they were to keep the other copy, "
+                "and `snapfs check --read-data` says more"
+            )
+            repository.note_damaged(damaged)
+            self._usage = self._measure(self._live)
+            result.plan = plan(self._usage.volumes.values(), options.unused, options.most, volume_size)
+            result.unused = result.plan.unused
         result.done = True
         self._removal = Removal(
             repository, self._lease, self._usage, self._live, options.patience, self._progress
         )
+        try:
+            self._take_away()
+        finally:
+            self._removal.finish()
+        return result
+
+    def _take_away(self) -> None:
+        options, result = self._options, self._result
         # Asked for in any case: from now on those count as dead, one day, who cannot be told from the dead.
         free = self._removal.is_free() or options.patience > 0
         self._remove(result.plan.remove)
@@ -115,7 +133,6 @@ class _Prune:
             else:
                 result.bytes_left += result.plan.read
         result.in_the_way = self._removal.in_the_way if result.bytes_left else []
-        return result
 
     def _measure(self, live: list[StoredSnapshot]) -> Usage:
         """What is needed.  An index that misses something is built anew, once, before that is believed."""
@@ -125,11 +142,11 @@ class _Prune:
             self._repository.synchronise(thorough=True)
             return usage(self._repository, live, self._progress)
 
-    def _remove(self, victims: list[VolumeUse]) -> None:
+    def _remove(self, victims: list[VolumeUse], *, later: bool = False) -> None:
         if not victims:
             return
         result = self._result
-        gone = self._removal.remove(victims)
+        gone = self._removal.remove(victims, later=later)
         result.in_the_way = self._removal.in_the_way
         result.volumes_removed += len(gone)
         result.bytes_removed += sum(use.volume.size for use in gone)
@@ -161,7 +178,7 @@ class _Prune:
             def copy(rewriter: Rewriter, use: VolumeUse = use) -> None:
                 rewriter.one_by_one(use)
 
-            self._remove(self._copy([use], copy))
+            self._remove(self._copy([use], copy), later=True)
             if self._result.in_the_way:
                 return
 

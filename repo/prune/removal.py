@@ -21,7 +21,7 @@ GRACE = 24 * 3600 * 1_000_000_000
 """A lease without a lock that has not changed for so long (ns) is that of a dead writer."""
 _LOOK = 0.2
 """Seconds between two looks at the leases, while the gate is shut."""
-_BATCH = 256
+_BATCH = 4096
 _HELD = 1.0
 """Seconds for which writers wait at the gate while a batch is unlinked, about."""
 
@@ -56,6 +56,7 @@ class Removal:
         self._progress = progress
         self.relied_on = {number for number, use in usage.volumes.items() if use.live_blobs}
         """Numbers of the volumes that hold what is live, once `victims` are gone."""
+        self._gone: list[bytes] = []
         self.in_the_way: list[Writer] = []
         """Those because of whom nothing was removed the last time."""
 
@@ -65,9 +66,9 @@ class Removal:
             self.in_the_way = self._writers()
         return not self.in_the_way
 
-    def remove(self, victims: Collection[VolumeUse]) -> list[VolumeUse]:
+    def remove(self, victims: Collection[VolumeUse], *, later: bool = False) -> list[VolumeUse]:
         """Remove what no writer and no snapshot needs by now; returns what is gone.  Everything that is live must be durable in
-        other volumes."""
+        other volumes.  `later`: finish() is called for it."""
         todo = sorted(victims, key=lambda use: use.volume.name)
         gone: list[VolumeUse] = []
         self.relied_on -= {use.volume.number for use in todo}
@@ -88,13 +89,19 @@ class Removal:
                 todo = [use for use in todo if use.volume.number not in done]
         finally:
             # Killed before: the index misses them, and marks them, at the next look.
-            names = [use.volume.name for use in gone]
-            self._repository.index.forget(names)
-            self._repository.client.remember_damage(gone=names)
+            self._gone += [use.volume.name for use in gone]
+            if not later:
+                self.finish()
             self.relied_on |= {use.volume.number for use in victims if use.live_blobs} - {
                 use.volume.number for use in gone
             }
         return gone
+
+    def finish(self) -> None:
+        """The index forgets what is gone, which takes a look at every blob there is."""
+        self._repository.index.forget(self._gone)
+        self._repository.client.remember_damage(gone=self._gone)
+        self._gone = []
 
     def _unlink(self, batch: list[VolumeUse], gone: list[VolumeUse]) -> None:
         storage, until = self._repository.storage, time.monotonic() + _HELD
@@ -146,7 +153,9 @@ class Removal:
     def _look_again(self, todo: Collection[VolumeUse], sparing: _Sparing) -> None:
         """Spare what snapshots need that have become live; stop if anything relied on is gone."""
         repository = self._repository
-        if not self._lease.renew():
+        if (
+            not self._lease.touch()
+        ):  # no other lease: the way to that leads through the gate, which may be shut by this one
             raise StorageError(
                 "another machine took this prune for dead, so it removes nothing more: run it again"
             )
@@ -162,6 +171,7 @@ class Removal:
                 "this again"
             )
         sparing.there = there
+        sparing.usable = there.intersection(v.number for v in repository.index.volumes() if v.usable)
         sparing.victims = {use.volume.number for use in todo} - sparing.spared
         for snapshot in live_snapshots(state):
             if snapshot.id not in self._seen and snapshot.id not in sparing.seen:
@@ -178,11 +188,14 @@ class _Sparing(NeededBlobs):
         self._walked = Marks()
         self.seen: set[bytes] = set()
         self.there: set[int] = set()
+        self.usable: set[int] = set()
         self.victims: set[int] = set()
         self.spared: set[int] = set()
 
     def need(self, kind: Kind, blob: bytes, owner: int) -> bool:
-        copies = [at for at in self.index.copies(blob) if at.volume in self.there]
+        there = [at for at in self.index.copies(blob) if at.volume in self.there]
+        # One in a volume that was found damaged is none, where there is another.
+        copies = [at for at in there if at.volume in self.usable] or there
         if not copies:
             raise BlobMissing(blob)
         if all(at.volume in self.victims for at in copies):

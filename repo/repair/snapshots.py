@@ -23,6 +23,7 @@ from snapfs.repo.packing import BlobWriter, DryWriter, Putter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repair.trees import TreeMender
 from snapfs.repo.repository import Repository
+from snapfs.repo.storage.locks import Lease
 
 TAG = b"repaired"
 
@@ -60,15 +61,16 @@ def repair_snapshots(
 
     Raises RepositoryError; a place that fails is no damage, and nothing is left out because of it.
     """
-    with nullcontext() if dry_run else repository.writing():
+    with nullcontext() if dry_run else repository.writing() as lease:
         repository.synchronise()
-        return _Mending(repository, dry_run, progress).run(list(chosen), forget)
+        return _Mending(repository, lease, progress).run(list(chosen), forget)
 
 
 class _Mending:
-    def __init__(self, repository: Repository, dry_run: bool, progress: Progress) -> None:
+    def __init__(self, repository: Repository, lease: Lease | None, progress: Progress) -> None:
+        """`lease`: None for a dry run."""
         self._repository = repository
-        self._dry_run = dry_run
+        self._lease = lease
         self._progress = progress
         self._result = SnapshotsMended()
         self._walked = TreeCheck(repository, progress)
@@ -87,7 +89,7 @@ class _Mending:
         if not damaged:
             return result
         progress.phase("repair snapshots", len(damaged))
-        if self._dry_run:
+        if self._lease is None:
             for snapshot in damaged:
                 self._mend(snapshot, DryWriter(repository.index, repository.keys))
             return result
@@ -122,15 +124,25 @@ class _Mending:
         while (id_ := repository.keys.snapshot_id(records.encode(record))) in state.forgotten:
             record = msgspec.structs.replace(record, time=record.time + 1)
         new = StoredSnapshot(id_, record, record.tags, repository.client.id)
+        assert self._lease is not None
+        self._lease.renew()
         repository.synchronise()
+        before = repository.usable_volumes()
         look = TreeCheck(repository, self._progress)
         look.check(new)
+        why = "volumes vanished from the repository while a snapshot was mended, so none was made: run this again"
         if not look.found.ok:
-            raise StorageError(
-                "volumes vanished from the repository while a snapshot was mended, so none was made: run this again"
-            )
+            raise StorageError(why)
         mended.was_there = any(s.id == id_ for s in state.snapshots)
-        mended.new = new if mended.was_there else repository.events.publish_snapshot(record)
+        if mended.was_there:
+            mended.new = new
+            return
+        made = repository.events.publish_snapshot(record)
+        self._lease.renew()
+        if repository.vanished(before):
+            repository.events.forget([made.id])
+            raise StorageError(why)
+        mended.new = made
 
     @staticmethod
     def _record(original: StoredSnapshot, root: Node) -> Snapshot:

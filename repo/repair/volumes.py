@@ -8,7 +8,6 @@ be read, and the next run goes on: what was stored anew is found and not stored 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from snapfs.repo.blobs import BlobReader
@@ -58,7 +57,10 @@ def repair_volumes(
 
     Raises UsageError for a name that fits none or several, RepositoryError.
     """
-    with nullcontext() if dry_run else repository.writing():
+    if dry_run:
+        return _Mending(repository, dry_run, progress).run(list(names))
+    # Alone: of two, each could set aside the copy that the other has just read a blob back from.
+    with repository.storage.locks.alone(), repository.writing():
         return _Mending(repository, dry_run, progress).run(list(names))
 
 

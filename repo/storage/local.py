@@ -23,6 +23,8 @@ from snapfs.repo.storage.locks import Locks
 
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
 _OPEN_FILES = 64
+_SWEEP_SECONDS = 7 * 24 * 3600
+"""What a machine whose locks may not be seen here left in tmp/ is old enough then, whatever the clocks of both say."""
 _TICK = 2_100_000_000
 Notice = Callable[[str], None]
 
@@ -46,7 +48,7 @@ class LocalObject:
 
     def __init__(self, storage: LocalStorage) -> None:
         self._storage = storage
-        self._name = f"tmp/{secrets.token_hex(16)}"
+        self._name = f"tmp/{storage.locks.machine}-{secrets.token_hex(8)}"
         self._failed = False
         with _failing_as(f"create {self._name}"):
             while True:
@@ -334,12 +336,22 @@ class LocalStorage:
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.path("tmp")):
                 with contextlib.suppress(OSError):
+                    if not self._may_sweep(entry):
+                        continue
                     fd = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
                     try:
                         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         os.unlink(entry.path)
                     finally:
                         os.close(fd)
+
+    def _may_sweep(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a free lock proves that its writer is dead: not where locks of other machines may not be seen."""
+        return (
+            self.locks.sees_all
+            or entry.name.startswith(self.locks.machine)
+            or entry.stat(follow_symlinks=False).st_mtime < time.time() - _SWEEP_SECONDS
+        )
 
     def close(self) -> None:
         with self._lock:

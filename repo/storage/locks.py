@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from snapfs.repo.errors import RepositoryLocked, StorageError
@@ -54,13 +55,26 @@ class Lease:
     def renew(self) -> bool:
         """Show that this writer is alive.  False if it was given up for dead: then this is a new lease, and what was there before
         need not be there any more.  Raises StorageError."""
-        with contextlib.suppress(OSError):
-            if os.stat(self.path).st_ino == os.fstat(self._fd).st_ino:
-                os.utime(self._fd)
-                return True
+        if self.touch():
+            return True
         self._close()
         self._take()
         return False
+
+    def touch(self) -> bool:
+        """The same, but False leaves this writer without a lease.  Raises StorageError where nobody can tell."""
+        try:
+            mine = os.stat(self.path).st_ino == os.fstat(self._fd).st_ino
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(
+                f"repository: cannot look at {FOLDER}/: {error.strerror}", error.errno
+            ) from error
+        if mine:
+            with contextlib.suppress(OSError):  # a full disk, say: it is still there
+                os.utime(self._fd)
+        return mine
 
     def release(self) -> None:
         """Never raises."""
@@ -98,6 +112,11 @@ class Locks:
         self._place = place
         self.machine = _machine()
 
+    @cached_property
+    def sees_all(self) -> bool:
+        """Whether all who can write here are on this machine, so that a free lock means a dead writer."""
+        return _is_local(self._place)
+
     def path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
@@ -127,17 +146,18 @@ class Locks:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One prune at a time.  Raises RepositoryLocked."""
+        """One prune, or one repair of volumes, at a time.  Raises RepositoryLocked."""
         try:
             with self._locked("prune", fcntl.LOCK_EX | fcntl.LOCK_NB):
                 yield
         except BlockingIOError:
             raise RepositoryLocked(
-                "another prune is at work here: let it finish, then run this again"
+                "another prune or repair is at work here: let it finish, then run this again"
             ) from None
 
-    def writers(self, but: Lease | None = None) -> list[Writer]:
-        """Those past the gate, while it is shut.  Leases of dead ones are removed.  `but`: one's own.  Raises StorageError."""
+    def writers(self, but: Lease | None = None, *, sweeping: bool = False) -> list[Writer]:
+        """Those past the gate, while it is shut.  Leases of dead ones are removed.  `but`: one's own; `sweeping`: only that, and
+        who waits at the gate counts, too.  Raises StorageError."""
         own = "" if but is None else os.path.basename(but.path)
         try:
             names = os.listdir(self._folder)
@@ -145,9 +165,9 @@ class Locks:
             return []
         except OSError as error:
             raise StorageError(f"repository: cannot list {FOLDER}: {error.strerror}", error.errno) from error
-        local = _is_local(self._place)
+        local = self.sees_all
         names = sorted(name for name in names if name != own)
-        return [writer for name in names if (writer := self._look(name, local)) is not None]
+        return [writer for name in names if (writer := self._look(name, local, sweeping)) is not None]
 
     def give_up(self, writer: Writer) -> None:
         """Remove the lease of a writer that is taken for dead."""
@@ -157,9 +177,9 @@ class Locks:
     def sweep(self) -> None:
         """Remove the leases of the dead.  Never raises."""
         with contextlib.suppress(StorageError):
-            self.writers()
+            self.writers(sweeping=True)
 
-    def _look(self, name: str, local: bool) -> Writer | None:
+    def _look(self, name: str, local: bool, sweeping: bool) -> Writer | None:
         match = _LEASE.fullmatch(name)
         if match is None:
             return None
@@ -175,7 +195,8 @@ class Locks:
             ) from error
         try:
             if not _try(fd, fcntl.LOCK_EX):
-                waiting = _try(fd, fcntl.LOCK_SH)
+                # A sweeper does not ask: its shared lock would make another think that the writer only waits.
+                waiting = not sweeping and _try(fd, fcntl.LOCK_SH)
                 return None if waiting else Writer(name, int(match[1]), here, True, 0)
             if here and local and _has_locks(fd):
                 with contextlib.suppress(OSError):
