@@ -22,6 +22,7 @@ from snapfs.repo.errors import Damaged, SnapfsError, StorageError, UsageError
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
+from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import Below, BlobId, KiB, Kind, Node, NodeType, Snapshot, Totals
 from snapfs.repo.repair.snapshots import SnapshotsMended, repair_snapshots
 from snapfs.repo.repair.volumes import VolumesMended, repair_volumes
@@ -387,7 +388,7 @@ def _stopped(damage: Damage, fault: str, number: int, repair: Callable[[], None]
     if fault in ("die", "cut"):
         assert in_child(work) in (0, KILLED)  # two worker threads: a call more or less
     else:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, IndexBroken):
             work()
 
 

@@ -21,12 +21,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from snapfs.repo.index import Index
+from snapfs.repo.index_environment import broken
 
 KINDS = ("create", "write", "fsync", "rename", "mkdir", "unlink", "index")
 KILLED = 137
@@ -88,7 +89,9 @@ class Fail(Fault):
     def hit(self, kind: str, do: Do, half: Half) -> Any:
         if half is not None:
             half()
-        raise OSError(self.number, os.strerror(self.number))
+        # LMDB's errors are no OSErrors to those who use the index.
+        with broken("the index") if kind == "index" else nullcontext():
+            raise OSError(self.number, os.strerror(self.number))
 
 
 class Delay(Fault):
