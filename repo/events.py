@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from snapfs.repo.client import Client
+from snapfs.repo.doubts import Times, witness
 from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
@@ -59,6 +60,10 @@ class State:
     checkpoints: list[StoredSnapshot] = field(default_factory=list)
     forgotten: frozenset[bytes] = frozenset()
     """Ids of snapshots that are not shown any more."""
+    forgotten_snapshots: list[StoredSnapshot] = field(default_factory=list)
+    """Those of them that are complete, ascending by time: what an undelete may bring back."""
+    times: Times = field(default_factory=Times)
+    """What is known of the times of snapshots besides what they state."""
     problems: list[str] = field(default_factory=list)
     """All that is wrong with the events; what is `missing` is among it."""
     missing: dict[bytes, str] = field(default_factory=dict)
@@ -85,6 +90,10 @@ class Events:
         self._opened: dict[bytes, Event | str] = {}
         self._state: State | None = None
         self._stamp: object = None
+        self._looked = 0
+        """When the last listing began."""
+        self._published: set[bytes] = set()
+        """Names of the events of this process: it knows what they say."""
 
     def load(self) -> State:
         """List and fold.
@@ -98,13 +107,14 @@ class Events:
         return state
 
     def _load(self) -> State:
+        looked = self._system.now()
         stamp = self._storage.stamp("events")
         names = {}
         for path, size in self._storage.list("events"):
             name = hash_in(path)
             if name is not None:
                 names[name] = size
-        self._stamp = stamp
+        self._stamp, self._looked = stamp, looked
         if self._state is not None and names.keys() == self._opened.keys():
             return self._state
         self._opened = {
@@ -142,6 +152,7 @@ class Events:
         name = hashlib.sha256(data).digest()
         self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, event, back))
         self._opened[name] = event
+        self._published.add(name)
         self._state = self._fold()
         self._remember(self._state)
         return name
@@ -170,6 +181,10 @@ class Events:
     def forget(self, ids: Sequence[bytes]) -> None:
         self.publish(EventBody(records.EVENT_FORGET, None, tuple(ids)))
 
+    def undelete(self, ids: Sequence[bytes]) -> None:
+        """Whether all that they need is there is for the caller to see (repo.undelete)."""
+        self.publish(EventBody(records.EVENT_UNDELETE, None, tuple(ids)))
+
     def _open(self, name: bytes, size: int) -> Event | str:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
@@ -197,7 +212,9 @@ class Events:
         found: dict[bytes, StoredSnapshot] = {}
         forgotten: set[bytes] = set()
         tags: dict[bytes, tuple[bytes, ...]] = {}
-        for name in _in_order(events):
+        brought: dict[bytes, bytes] = {}
+        order = _in_order(events)
+        for name in order:
             event, body = events[name], events[name].body
             if body.type in (records.EVENT_SNAPSHOT, records.EVENT_CHECKPOINT) and body.snapshot is not None:
                 try:
@@ -206,6 +223,7 @@ class Events:
                     state.problems.append(str(error))
                     continue
                 key = self._keys.snapshot_id(body.snapshot)
+                brought[name] = key
                 found[key] = StoredSnapshot(key, snapshot, snapshot.tags, event.client)
             elif body.type == records.EVENT_TAGS:
                 tags.update(dict.fromkeys(body.ids, body.tags))
@@ -216,11 +234,17 @@ class Events:
             elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) == 3:
                 label, host, user = (t.decode("utf-8", "replace") for t in body.tags)
                 state.key_notes[body.ids[0]] = KeyNote(label, host, user, event.time)
-        live = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values() if s.id not in forgotten]
-        live.sort(key=lambda s: (s.record.time, s.id))
+        everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
+        everything.sort(key=lambda s: (s.record.time, s.id))
+        live = [s for s in everything if s.id not in forgotten]
         state.forgotten = frozenset(forgotten)
+        state.forgotten_snapshots = [s for s in everything if s.id in forgotten and s.record.complete]
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
+        stated = {key: s.record.time for key, s in found.items()}
+        state.times = witness(
+            self._client, events, order, brought, stated, self._published, self._system.now()
+        )
         return state
 
     def _remember_durable(self, state: State) -> None:
@@ -236,7 +260,12 @@ class Events:
     def _remember(self, state: State) -> None:
         """The heads of now, and those that were here once and are missing: a rollback is said until it is undone or accepted."""
         lost = [head for head in self._seen() if head.name in state.missing]
-        self._client.remember(heads=[*state.heads, *lost], accepted=state.accepted)
+        self._client.remember(
+            heads=[*state.heads, *lost],
+            accepted=state.accepted,
+            looked=self._looked,
+            doubted=state.times.doubted.items(),
+        )
 
     def _seen(self) -> list[Head]:
         return [*self._client.remembered.heads, *self._client.predecessors]
