@@ -40,7 +40,8 @@ VERBS = {
     "check": ("check", "Verify that all snapshots can be read"),
     "repair": ("repair", "Mend what can be mended"),
     "tag": ("snapshots", "Change the tags of snapshots"),
-    "forget": ("snapshots", "Remove snapshots from the list"),
+    "forget": ("forget", "Remove snapshots from the list, by name or by a policy"),
+    "undelete": ("undelete", "Bring forgotten snapshots back"),
     "key": ("key", "Manage passwords"),
 }
 """Verb -> (module of this package, what it does in one line)."""
@@ -69,8 +70,7 @@ ELSEWHERE = {
     "transfer": ("borg 2's", None),
     "rewrite": ("restic's", None),
     "recreate": ("borg's", None),
-    "recover": ("restic's", None),
-    "undelete": ("borg 2's", None),
+    "recover": ("restic's", "undelete"),
     "generate": ("restic's", None),
     "completion": ("borg 2's", None),
     "unmount": ("", "umount"),

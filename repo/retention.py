@@ -156,6 +156,17 @@ def plan_without_policy(snapshots: Iterable[StoredSnapshot]) -> Group:
     return Group((), tuple(Decision(snapshot, ()) for snapshot in reversed(list(snapshots))))
 
 
+def days(groups: Iterable[Group], zone: tzinfo | None = None) -> tuple[int, int]:
+    """On how many days there are snapshots by the times they state: now, and among those that are kept."""
+    now, kept = set(), set()
+    for decision in (decision for group in groups for decision in group.decisions):
+        day = _local(decision.snapshot.record.time, zone).date()
+        now.add(day)
+        if decision.reasons:
+            kept.add(day)
+    return len(now), len(kept)
+
+
 def decide(
     snapshots: Iterable[StoredSnapshot], policy: Policy, times: Times, now: int, zone: tzinfo | None = None
 ) -> tuple[Decision, ...]:
