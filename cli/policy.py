@@ -28,6 +28,7 @@ from snapfs.repo.select import parse_tags
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 _SHORT = {"last": "-l", "hourly": "-H", "daily": "-d", "weekly": "-w", "monthly": "-m", "yearly": "-y"}
+_NOUNS = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month", "yearly": "year"}
 _NAMED = 10
 """Snapshots whose time is in doubt that are named, at most."""
 
@@ -64,14 +65,15 @@ def policy_options(function: F) -> F:
     options.append(
         click.option(
             "--keep-within", type=_parsed(parse_duration), metavar="DURATION",
-            help="Keep all that are not older than this before the newest: 1y6m14d12h.",
+            help="Keep all made within this time before the newest: 1y6m14d12h.",
         )
     )  # fmt: skip
     options += [
         click.option(
-            f"--keep-within-{word}", type=_parsed(parse_duration), metavar="DURATION", help=f"Of those, keep the {word} ones."
+            f"--keep-within-{word}", type=_parsed(parse_duration), metavar="DURATION",
+            help=f"Of those, keep the last of each {noun}.",
         )
-        for word in PERIODS
+        for word, noun in _NOUNS.items()
     ]  # fmt: skip
     options.append(
         click.option(

@@ -38,6 +38,8 @@ class Remembered(msgspec.Struct, frozen=True):
     """When the events were last listed (ns since 1970); 0: never, or by a version that did not note it."""
     doubted: tuple[tuple[bytes, int], ...] = ()
     """(id, when it was first seen) of snapshots whose time does not fit that."""
+    gaps: tuple[bytes, ...] = ()
+    """Names of events that were known, and could not be read at the last look."""
 
 
 class Client:
@@ -73,6 +75,7 @@ class Client:
         damaged: Iterable[bytes] | None = None,
         looked: int | None = None,
         doubted: Iterable[tuple[bytes, int]] | None = None,
+        gaps: Iterable[bytes] | None = None,
     ) -> None:
         """Whatever is given takes the place of what was remembered of it.  From any thread."""
         with self._lock:
@@ -86,6 +89,7 @@ class Client:
                 old.damaged if damaged is None else tuple(sorted(damaged)),
                 old.looked,
                 old.doubted if doubted is None else tuple(sorted(doubted)),
+                old.gaps if gaps is None else tuple(sorted(gaps)),
             )
             if looked is not None and (self.remembered != self._read or not 0 <= looked - old.looked < _LOOK):
                 self.remembered = msgspec.structs.replace(self.remembered, looked=looked)
@@ -183,6 +187,7 @@ class Client:
             damaged=_merged(own.damaged, read.damaged, theirs.damaged),
             looked=max(own.looked, theirs.looked),
             doubted=_merged(own.doubted, read.doubted, theirs.doubted),
+            gaps=_merged(own.gaps, read.gaps, theirs.gaps),
         )
         self._read = theirs
 

@@ -37,6 +37,8 @@ class Times(NamedTuple):
     """When this machine first saw it (ns), of those whose time does not fit that."""
     behind: frozenset[bytes] = frozenset()
     """Those whose event says an earlier time than one it came after."""
+    gaps: frozenset[bytes] = frozenset()
+    """Names of events that were known and cannot be read: what came before them is not known by them."""
 
     def doubt(self, id: bytes, stated: int, now: int) -> Doubt | None:
         """What is to be said against the time (ns) that a snapshot states."""
@@ -61,10 +63,12 @@ def witness(
     `order`: names of the events, each after all that it names; `brought`: event -> id of the snapshot in it, in this order;
     `stated`: id -> its time; `published`: events of this process, which knows what they say.
     """
-    seen = known(events, client.remembered.heads).union(published)
+    seen, gaps = known(events, client.remembered.heads, published)
     if not seen.issuperset(events):
         client.refresh()  # another process of this client may have published, or seen, what is new here
-        seen |= known(events, client.remembered.heads)
+        seen, gaps = known(events, client.remembered.heads, published)
+    # Behind an event that is missing now, or damaged, lies what was known and cannot be told from what is new.
+    looked = client.remembered.looked if gaps <= set(client.remembered.gaps) else 0
     # A record that is published again is no new snapshot: whoever does that must not cast doubt on it.
     familiar = {snapshot for name, snapshot in brought.items() if name in seen}
     said: dict[bytes, int] = {}
@@ -72,24 +76,30 @@ def witness(
     for name, snapshot in brought.items():
         if snapshot not in familiar:
             said[snapshot] = min(said.get(snapshot, events[name].time), events[name].time)
-    doubted, looked = dict(client.remembered.doubted), client.remembered.looked
+    doubted = dict(client.remembered.doubted)
     for snapshot, time in said.items():
         if at_first_sight(stated[snapshot], time, now, looked):
             doubted.setdefault(snapshot, now)
     places = {snapshot: place for place, snapshot in enumerate(dict.fromkeys(brought.values()))}
-    return Times(places, doubted, behind(events, order, brought, doubted, now))
+    return Times(places, doubted, behind(events, order, brought, doubted, now), frozenset(gaps))
 
 
-def known(events: Mapping[bytes, Event], heads: Iterable[Head]) -> set[bytes]:
-    """Names of the events that were there when these were the heads: all that they name, and what these name ..."""
+def known(
+    events: Mapping[bytes, Event], heads: Iterable[Head], others: Iterable[bytes]
+) -> tuple[set[bytes], set[bytes]]:
+    """Names of the events that were there when these were the heads, and `others`: they, all that they name, what these
+    name ...  And of those among them that are not in `events`."""
     found: set[bytes] = set()
-    waiting = [head.name for head in heads if head.name in events]
+    gaps: set[bytes] = set()
+    waiting = [*(head.name for head in heads), *others]
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in events:
+            gaps.add(name)
+        elif name not in found:
             found.add(name)
-            waiting += [head.name for head in events[name].heads if head.name in events]
-    return found
+            waiting += [head.name for head in events[name].heads]
+    return found, gaps
 
 
 def at_first_sight(stated: int, published: int, seen: int, looked: int) -> bool:

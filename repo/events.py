@@ -265,6 +265,7 @@ class Events:
             accepted=state.accepted,
             looked=self._looked,
             doubted=state.times.doubted.items(),
+            gaps=state.times.gaps,
         )
 
     def _seen(self) -> list[Head]:

@@ -40,7 +40,7 @@ def listed(cli: Cli, *args: str) -> list[str]:
 WEEK = [f"2026-03-0{day}" for day in range(1, 8)]
 
 
-def test_a_dry_run_says_what_is_kept_and_why_and_what_goes(cli: Cli) -> None:
+def test_a_dry_run_says_what_is_kept_and_why_and_what_goes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     made = grow(cli, *WEEK, host="a")
     done = cli("forget", "-n", "--keep-last", "1", "--keep-daily", "4").ok()
     lines = done.out.splitlines()
@@ -53,6 +53,9 @@ def test_a_dry_run_says_what_is_kept_and_why_and_what_goes(cli: Cli) -> None:
     assert lines[-1].startswith("would forget 3 snapshots; about ")
     assert listed(cli) == made
     assert "Paths" not in cli("forget", "-n", "-c", "--keep-last", "1").ok().out
+    monkeypatch.setenv("SNAPFS_FORGET__KEEP_DAILY", "2")
+    monkeypatch.setenv("SNAPFS_FORGET__KEEP_WITHIN", "3d")
+    assert "remove 4 snapshots:" in cli("forget", "-n").ok().out
 
 
 def test_a_policy_forgets_and_undelete_brings_back(cli: Cli) -> None:
@@ -181,6 +184,24 @@ def test_days_are_those_of_this_machine(cli: Cli, monkeypatch: pytest.MonkeyPatc
             time.tzset()
         # the oldest is kept too, where it is not the last of its day
         assert {s["id"] for s in group["keep"]} == {*kept, made[0]}
+
+
+def test_another_client_s_forged_times_evict_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with the password makes a snapshot at the end of each day, and says it is the one that has the real ones."""
+    made = grow(cli, *WEEK, host="a")
+    monkeypatch.setenv("XDG_STATE_HOME", str(cli.folder / "elsewhere"))
+    for path in cli.source.iterdir():
+        path.unlink()
+    (cli.source / "rubbish").write_text("x")
+    forged = [cli.snapshot("--host", "a", "--time", f"{day} 23:00:00") for day in [*WEEK, *WEEK[:2]]]
+    assert set(listed(cli)) > set(made)
+    (group,) = cli("forget", "-n", "--json", "--keep-daily", "7").ok().json
+    assert not set(made) & {s["id"] for s in group["keep"]}, "to the one who made them they are right"
+    monkeypatch.setenv("XDG_STATE_HOME", str(cli.folder / "home"))
+    done = cli("forget", "-n", "--keep-daily", "7").ok()
+    assert f"{forged[0][:8]} says 2026-03-01 23:00:00+00:00, but this machine first saw it at" in done.out
+    cli("forget", "--keep-daily", "7", "--yes").ok()
+    assert set(made) <= set(listed(cli))
 
 
 def test_times_in_doubt_are_named(cli: Cli) -> None:

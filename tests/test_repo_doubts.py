@@ -201,6 +201,36 @@ def test_events_from_the_future_put_no_other_in_doubt(world: World) -> None:
     assert world.look("a").times.behind == frozenset()
 
 
+@pytest.mark.parametrize("how", ["damaged", "missing", "missing and accepted", "rolled back"])
+def test_what_lies_behind_a_lost_event_is_not_new(world: World, how: str) -> None:
+    """Of a chain one cannot follow any more, nothing is known: no reason to doubt all that came before."""
+    folder = world.folder / "repository" / "events"
+    names: list[str] = []
+    for _ in range(6):
+        before = {path.name for path in folder.iterdir()}
+        world.back_up("b")
+        names += {path.name for path in folder.iterdir()} - before
+        world.now += 5 * DAY
+        world.look("a")
+    kept = [(folder / name).read_bytes() for name in names]
+    gone = names[3:] if how == "rolled back" else names[3:4]
+    for name in gone:
+        (folder / name).write_bytes(b"rubbish") if how == "damaged" else (folder / name).unlink()
+    if how in ("missing and accepted", "rolled back"):
+        world.machine("a").accept()
+    for _ in range(2):
+        state = world.look("a")
+        assert len(state.snapshots) == 6 - len(gone)
+        assert (state.times.doubted, state.times.behind) == ({}, frozenset())
+        world.now += DAY
+    forged = world.forge(records.encode(snapshot(START - 90 * DAY)), said=world.now)
+    assert set(world.look("a").times.doubted) == {forged}, "from then on, what is new is known again"
+    for name, data in zip(names, kept, strict=True):
+        (folder / name).write_bytes(data)
+    if how != "rolled back":  # where they were given up, they are new again
+        assert set(world.look("a").times.doubted) == {forged}
+
+
 # ---- what is remembered --------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snapfs.repo.doubts import TOLERANCE, Times
@@ -190,6 +190,7 @@ policies = st.builds(
 lists = st.lists(st.tuples(moments | near, st.booleans()), max_size=30, unique_by=lambda pair: pair[0]).map(
     lambda pairs: [made(n, time, *([b"a"] if tagged else [])) for n, (time, tagged) in enumerate(pairs)]
 )
+patient = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 zones = st.sampled_from([UTC, timezone(timedelta(hours=9)), timezone(timedelta(hours=-11, minutes=-30))])
 
 
@@ -225,6 +226,7 @@ def by_sets(snapshots: Sequence[StoredSnapshot], policy: Policy, zone: timezone)
     return found
 
 
+@patient
 @given(lists, policies, zones)
 def test_the_same_as_by_sets(snapshots: list[StoredSnapshot], policy: Policy, zone: timezone) -> None:
     decisions = decide(snapshots, policy, NO_TIMES, NOW, zone)
@@ -234,6 +236,7 @@ def test_the_same_as_by_sets(snapshots: list[StoredSnapshot], policy: Policy, zo
     )
 
 
+@patient
 @given(lists.filter(bool), policies.filter(bool))
 def test_any_policy_but_one_of_tags_keeps_the_newest(snapshots: list[StoredSnapshot], policy: Policy) -> None:
     newest = apply(snapshots, policy)[0]
@@ -242,6 +245,7 @@ def test_any_policy_but_one_of_tags_keeps_the_newest(snapshots: list[StoredSnaps
     )
 
 
+@patient
 @given(lists.filter(bool), policies)
 def test_smart_is_seven_days_four_weeks_twelve_months(
     snapshots: list[StoredSnapshot], policy: Policy
@@ -300,6 +304,7 @@ def test_a_policy_keeps_something_of_every_group() -> None:
 doubtful = st.lists(st.tuples(moments | near | st.just(NOW + 9 * TOLERANCE), st.booleans()), max_size=30)
 
 
+@patient
 @given(lists.filter(bool), doubtful, policies, st.booleans(), st.randoms())
 def test_times_in_doubt_push_no_other_out(
     real: list[StoredSnapshot], forged: list[tuple[int, bool]], policy: Policy, behind: bool, chance: object

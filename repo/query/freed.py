@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
 
-_DIRECTORIES = 16
+_DIRECTORIES = 8
 """Volumes whose frames are remembered: blobs of one snapshot lie together."""
 
 
