@@ -54,6 +54,7 @@ class Client:
         self._path = None if folder is None else os.path.join(folder, "client")
         self.was_damaged = False
         """There was a state file, and it says nothing any more."""
+        self._can_write = folder is not None
         found = self._load(self._path)
         self.is_new = found is None
         self.predecessors = () if found is not None else self._heads_at(place)
@@ -103,7 +104,7 @@ class Client:
 
     def refresh(self) -> None:
         """Take over what another process of this client has written since this one read the file."""
-        if self._path is None:
+        if self._path is None or not self._can_write:
             return
         with self._lock, contextlib.suppress(OSError):
             self._merge()
@@ -116,8 +117,9 @@ class Client:
                 data = f.read()
         except FileNotFoundError:
             return None
-        except OSError:
+        except OSError:  # not as damaged as that: it is left there, and this run remembers nothing
             self.was_damaged = True
+            self._can_write = False
             return None
         found = _decode(data)
         self.was_damaged = found is None
@@ -143,7 +145,7 @@ class Client:
         return tuple(heads)
 
     def _save(self) -> None:
-        if self._path is None:
+        if self._path is None or not self._can_write:
             return
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)

@@ -10,6 +10,7 @@ import random
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -451,6 +452,29 @@ def test_state_that_cannot_be_written_is_forgotten(tmp_path: Path) -> None:
         client.remember(slot="x")
         assert client.remembered.slot == "x"
         assert Client(folder, System()).id != client.id
+
+
+def test_state_that_cannot_be_read_just_then_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hiccups: the machine must know afterwards who it is and what it saw."""
+    before = Client(str(tmp_path), System())
+    before.remember(slot="s", heads=[records.Head(before.id, 1, bytes(32))])
+    real = open
+
+    def failing(path: object, *args: Any, **more: Any) -> Any:
+        if path == str(tmp_path / "client") and args == ("rb",):
+            raise OSError(5, "Input/output error")
+        return real(path, *args, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", failing)
+    client = Client(str(tmp_path), System())
+    client.remember(slot="x", heads=[])
+    client.refresh()
+    monkeypatch.undo()
+    assert client.was_damaged
+    assert client.id != before.id
+    assert Client(str(tmp_path), System()).remembered == before.remembered
 
 
 def test_rollback_is_said_until_it_is_undone(tmp_path: Path) -> None:
