@@ -172,9 +172,17 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
 
 def selection(function: F) -> F:
     """--host, --tag, --path; the function gets them as `wanted`, a repo.select.Filter."""
+    return _selecting(function, "-H")
 
+
+def selection_without_h(function: F) -> F:
+    """The same where -H means something else."""
+    return _selecting(function)
+
+
+def _selecting(function: F, *short: str) -> F:
     @click.option(
-        "-H", "--host", type=BYTES, multiple=True, envvar="SNAPFS_HOST", help="Only snapshots of this host."
+        *short, "--host", type=BYTES, multiple=True, envvar="SNAPFS_HOST", help="Only snapshots of this host."
     )
     @click.option(
         "--tag", type=BYTES, multiple=True, help="Only with this tag; a,b needs both; repeat for either."
@@ -190,6 +198,17 @@ def selection(function: F) -> F:
         return function(*args, wanted=Filter(host, parse_tags(tag), paths), **values)
 
     return call  # type: ignore[return-value]
+
+
+def grouping(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """The callback of --group-by: words of repo.select.GROUPS."""
+    from snapfs.repo.select import GROUPS
+
+    words = tuple(dict.fromkeys(word for word in value.split(",") if word))
+    for word in words:
+        if word not in GROUPS:
+            raise click.BadParameter(f"{word!r}: give some of host, paths, tags, with commas between")
+    return words
 
 
 def contradiction(**given: Any) -> None:

@@ -1,5 +1,5 @@
 """What this machine remembers of one repository at one place: its client id, the heads it has seen, the key slot that opened,
-the events whose loss was accepted, the volumes found damaged.
+the events whose loss was accepted, the volumes found damaged, when it last looked, the snapshots whose time it doubts.
 
 In XDG state, not in the cache: losing the cache must not lose the proof that a repository was rolled back, nor make a backup
 rely on what is known to be damaged.
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _MAGIC = b"snapfs state 1\n"
 _DIGEST = 32
+_LOOK = 3600 * 10**9
+"""Ns between two looks that are noted, where nothing else changes: a list of snapshots need not write."""
 
 
 class LeaseNote(msgspec.Struct, frozen=True, array_like=True):
@@ -47,6 +49,12 @@ class Remembered(msgspec.Struct, frozen=True):
     """Names of volumes found damaged: no backup relies on them, whatever the index has forgotten."""
     leases: tuple[LeaseNote, ...] = ()
     """Leases without a lock that prune met: when it saw each first as it is."""
+    looked: int = 0
+    """When the events were last listed (ns since 1970); 0: never, or by a version that did not note it."""
+    doubted: tuple[tuple[bytes, int], ...] = ()
+    """(id, when it was first seen) of snapshots whose time does not fit that."""
+    gaps: tuple[bytes, ...] = ()
+    """Names of events that were known, and could not be read at the last look."""
 
 
 class Client:
@@ -85,6 +93,9 @@ class Client:
         accepted: Iterable[bytes] | None = None,
         damaged: Iterable[bytes] | None = None,
         leases: Iterable[LeaseNote] | None = None,
+        looked: int | None = None,
+        doubted: Iterable[tuple[bytes, int]] | None = None,
+        gaps: Iterable[bytes] | None = None,
     ) -> None:
         """Whatever is given takes the place of what was remembered of it.  From any thread."""
         with self._lock:
@@ -97,7 +108,12 @@ class Client:
                 old.accepted if accepted is None else tuple(accepted),
                 old.damaged if damaged is None else tuple(sorted(damaged)),
                 old.leases if leases is None else tuple(leases),
+                old.looked,
+                old.doubted if doubted is None else tuple(sorted(doubted)),
+                old.gaps if gaps is None else tuple(sorted(gaps)),
             )
+            if looked is not None and (self.remembered != self._read or not 0 <= looked - old.looked < _LOOK):
+                self.remembered = msgspec.structs.replace(self.remembered, looked=looked)
             if self.remembered != self._read:
                 self._save()
 
@@ -105,6 +121,13 @@ class Client:
         """Names of volumes that were found damaged, or are so no more."""
         with self._lock:
             self.remember(damaged={*self.remembered.damaged, *found}.difference(gone))
+
+    def refresh(self) -> None:
+        """Take over what another process of this client has written since this one read the file."""
+        if self._path is None or self.is_unreadable:
+            return
+        with self._lock, contextlib.suppress(OSError):
+            self._merge()
 
     def _load(self, path: str | None) -> Remembered | None:
         if path is None:
@@ -208,7 +231,11 @@ class Client:
             heads=_merged(own.heads, read.heads, theirs.heads),
             accepted=_merged(own.accepted, read.accepted, theirs.accepted),
             damaged=_merged(own.damaged, read.damaged, theirs.damaged),
+            looked=max(own.looked, theirs.looked),
+            doubted=_merged(own.doubted, read.doubted, theirs.doubted),
+            gaps=_merged(own.gaps, read.gaps, theirs.gaps),
         )
+        self._read = theirs
 
 
 def _decode(data: bytes) -> Remembered | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from snapfs.repo.client import Client
+from snapfs.repo.doubts import Times, witness
 from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
@@ -69,6 +70,8 @@ class State:
     """Those of them that are complete, ascending by time: what an undelete may bring back."""
     unknown: int = 0
     """Events of types that this version does not know."""
+    times: Times = field(default_factory=Times)
+    """What is known of the times of snapshots besides what they state."""
     problems: list[str] = field(default_factory=list)
     """All that is wrong with the events; what is `missing` is among it."""
     missing: dict[bytes, str] = field(default_factory=dict)
@@ -97,6 +100,10 @@ class Events:
         self._stamp: object = None
         self._again_at = 0.0
         """When damaged events are opened once more (monotonic seconds)."""
+        self._looked = 0
+        """When the last listing began."""
+        self._published: set[bytes] = set()
+        """Names of the events of this process: it knows what they say."""
 
     def load(self) -> State:
         """List and fold.  An event that the disk does not give back is damaged, until it does.
@@ -110,12 +117,14 @@ class Events:
         return state
 
     def _load(self) -> State:
+        looked = self._system.now()
         stamp = self._storage.stamp("events")
         names = {}
         for path, size in self._storage.list("events"):
             name = hash_in(path)
             if name is not None:
                 names[name] = size
+        self._looked = looked
         again = time.monotonic() >= self._again_at
         opened = {name: self._known(name, again) or self._open(name, size) for name, size in names.items()}
         if self._state is None or opened != self._opened:
@@ -162,6 +171,7 @@ class Events:
         name = hashlib.sha256(data).digest()
         self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, event, back))
         self._opened[name] = event
+        self._published.add(name)
         self._state = self._fold()
         self._remember(self._state)
         return name
@@ -191,7 +201,7 @@ class Events:
         self.publish(EventBody(records.EVENT_FORGET, None, tuple(ids)))
 
     def undelete(self, ids: Sequence[bytes]) -> None:
-        """Whether all that they need is there is for the caller to see (repo.revive)."""
+        """Whether all that they need is there is for the caller to see (repo.undelete)."""
         self.publish(EventBody(records.EVENT_UNDELETE, None, tuple(ids)))
 
     def _open(self, name: bytes, size: int) -> Event | str:
@@ -236,7 +246,9 @@ class Events:
         found: dict[bytes, StoredSnapshot] = {}
         forgotten: set[bytes] = set()
         tags: dict[bytes, tuple[bytes, ...]] = {}
-        for name in in_order(events):
+        brought: dict[bytes, bytes] = {}
+        order = in_order(events)
+        for name in order:
             event, body = events[name], events[name].body
             if body.type in (records.EVENT_SNAPSHOT, records.EVENT_CHECKPOINT) and body.snapshot is not None:
                 try:
@@ -245,6 +257,7 @@ class Events:
                     state.problems.append(str(error))
                     continue
                 key = self._keys.snapshot_id(body.snapshot)
+                brought[name] = key
                 found[key] = StoredSnapshot(key, snapshot, snapshot.tags, event.client)
             elif body.type == records.EVENT_TAGS:
                 tags.update(dict.fromkeys(body.ids, body.tags))
@@ -263,6 +276,10 @@ class Events:
         state.forgotten_snapshots = [s for s in everything if s.id in forgotten and s.record.complete]
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
+        stated = {key: s.record.time for key, s in found.items()}
+        state.times = witness(
+            self._client, events, order, brought, stated, self._published, self._system.now()
+        )
         return state
 
     def _remember_durable(self, state: State) -> None:
@@ -283,7 +300,13 @@ class Events:
             for head in self._seen()
             if head.name in state.missing or isinstance(self._opened.get(head.name), str)
         ]
-        self._client.remember(heads=[*state.heads, *lost], accepted=state.accepted)
+        self._client.remember(
+            heads=[*state.heads, *lost],
+            accepted=state.accepted,
+            looked=self._looked,
+            doubted=state.times.doubted.items(),
+            gaps=state.times.gaps,
+        )
 
     def _seen(self) -> list[Head]:
         return [*self._client.remembered.heads, *self._client.predecessors]

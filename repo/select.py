@@ -1,4 +1,5 @@
-"""Which snapshot is meant: `latest`, `latest~2`, the beginning of an id, `SNAP:folder`, and the filters host, tag and path.
+"""Which snapshot is meant: `latest`, `latest~2`, the beginning of an id, `SNAP:folder`, the filters host, tag and path, and
+groups of those that belong together.
 
 Pure functions over the list of snapshots as events.State gives it (ascending by time); nothing here reads the repository.
 A filter decides what `latest` counts; an id means its snapshot whatever the filter says, as in restic.
@@ -7,8 +8,9 @@ A filter decides what `latest` counts; an id means its snapshot whatever the fil
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapfs.repo.errors import SnapshotNotFound, UsageError
@@ -92,6 +94,28 @@ def parse_spec(text: bytes) -> Spec:
 def choose(snapshots: Iterable[StoredSnapshot], wanted: Filter = NO_FILTER) -> list[StoredSnapshot]:
     """Those that pass the filter, in the same order."""
     return [snapshot for snapshot in snapshots if wanted.fits(snapshot)]
+
+
+Key = tuple[tuple[bytes, ...], ...]
+"""What the snapshots of a group have in common, a part for each word of GROUPS."""
+
+GROUPS: Mapping[str, Callable[[StoredSnapshot], tuple[bytes, ...]]] = {
+    "host": lambda snapshot: (snapshot.record.host,),
+    "paths": lambda snapshot: tuple(sorted(snapshot.record.paths)),
+    "tags": lambda snapshot: tuple(sorted(snapshot.tags)),
+}
+"""What snapshots can be grouped by."""
+
+
+def grouped(
+    snapshots: Iterable[StoredSnapshot], words: Sequence[str]
+) -> list[tuple[Key, list[StoredSnapshot]]]:
+    """Those that have equal values for all of these words of GROUPS, by ascending values; no words: one group."""
+
+    def key(snapshot: StoredSnapshot) -> Key:
+        return tuple(GROUPS[word](snapshot) for word in words)
+
+    return [(value, list(group)) for value, group in groupby(sorted(snapshots, key=key), key)]
 
 
 def find(snapshots: Sequence[StoredSnapshot], name: bytes, wanted: Filter = NO_FILTER) -> StoredSnapshot:

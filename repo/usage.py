@@ -207,13 +207,3 @@ def _blobs(repository: Repository, progress: Progress) -> Iterator[list[Location
                 raise KeyboardInterrupt
         yield copies
     progress.advance(files=seen)
-
-
-def missing_blobs(repository: Repository, snapshot: StoredSnapshot, progress: Progress) -> bool:
-    """Whether anything that a complete snapshot needs is in no volume.  The index has to be up to date."""
-    there = {volume.number for volume in repository.index.volumes() if volume.usable}
-    try:
-        _Marking(repository, progress, there).add(snapshot)
-    except Damaged:
-        return True
-    return False

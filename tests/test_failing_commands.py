@@ -88,7 +88,7 @@ def test_a_full_disk_can_be_listed_mounted_and_said_what_to_do_with(tmp_path: Pa
         restored = scene.commands.run("restore", f"latest:{scene.source}", "-t", target)
         assert restored.code == 0, restored
         assert same.differences(scene.committed[scene.kept], same.on_disk(target)) == []
-        for verb in ("backup", "forget", "tag", "key add", "key passwd"):
+        for verb in ("backup", "forget", "policy", "undelete", "tag", "key add", "key passwd"):
             done = scene.run(verb)
             assert done.code == 1, done
             assert "No space left on device: free some space" in done.err, done

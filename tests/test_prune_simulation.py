@@ -20,7 +20,6 @@ from snapfs.repo.model import KiB
 from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
-from snapfs.repo.revive import revive
 from snapfs.repo.system import System
 from support import repositories, same
 from support.scene import folder
@@ -100,7 +99,7 @@ class World:
         tree = self.forgotten.pop(chosen)
         with actor.open(client) as repository:
             try:
-                came = revive(repository, [chosen])
+                came = repositories.revive(repository, [chosen])
             except (SnapshotNotFound, RepositoryLocked):
                 return
             finally:

@@ -611,6 +611,29 @@ def test_folders_that_cannot_be_fsynced_are_no_failure(
     assert caplog.messages == []
 
 
+def test_state_that_cannot_be_read_just_then_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hiccups: the machine must know afterwards who it is and what it saw."""
+    before = Client(str(tmp_path), System())
+    before.remember(slot="s", heads=[records.Head(before.id, 1, bytes(32))])
+    real = open
+
+    def failing(path: object, *args: Any, **more: Any) -> Any:
+        if path == str(tmp_path / "client") and args == ("rb",):
+            raise OSError(5, "Input/output error")
+        return real(path, *args, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", failing)
+    client = Client(str(tmp_path), System())
+    client.remember(slot="x", heads=[])
+    client.refresh()
+    monkeypatch.undo()
+    assert client.was_damaged
+    assert client.id != before.id
+    assert Client(str(tmp_path), System()).remembered == before.remembered
+
+
 def test_rollback_is_said_until_it_is_undone(tmp_path: Path) -> None:
     repositories.create(tmp_path)
     source = tmp_path / "source"

