@@ -41,7 +41,7 @@ VERBS = {
     "repair": ("repair", "Mend what can be mended"),
     "tag": ("snapshots", "Change the tags of snapshots"),
     "forget": ("snapshots", "Remove snapshots from the list"),
-    "key": ("key", "Manage passwords"),
+    "key": ("key", "Manage passwords and recovery keys"),
 }
 """Verb -> (module of this package, what it does in one line)."""
 
