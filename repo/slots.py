@@ -151,11 +151,8 @@ def open_with(password: bytes, storage: Storage, repository: bytes, first: str) 
         try:
             with huge_pages(Cost().memory_kib * KiB):
                 return name, open_slot(data, password, where)[1]
-        except (
-            WrongPassword,
-            Damaged,
-        ):  # the latter: the password is right, and nobody may learn that from a changed slot
-            continue
+        except (WrongPassword, Damaged):
+            continue  # Damaged here means that the password is right, and nobody may learn that from a changed slot
     if len(unusable) == len(names) and not any(isinstance(error, Damaged) for error in unusable):
         raise unusable[0]
     mistake = recovery.mistyped(password)
