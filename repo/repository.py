@@ -46,7 +46,10 @@ This folder is a snapfs repository: encrypted, deduplicated backups.  Please cha
     keys/     key slots, opened by passwords         trees/   volumes with directories
     events/   snapshots, tags and other events       tmp/     unfinished writes
 
-To get at your files you need the password and snapfs:  snapfs -r THIS-FOLDER mount SOME-EMPTY-FOLDER
+To get at your files you need the password, or a recovery key, and snapfs:
+
+    snapfs -r THIS-FOLDER mount SOME-EMPTY-FOLDER
+
 If snapfs is gone: its source has docs/format.md, which says what every byte here means, and docs/reader.py, one file
 that extracts any snapshot with nothing but Python and the packages cryptography, zstandard and blake3.
 
