@@ -87,7 +87,8 @@ def init(settings: Settings, generate_password: bool, volume_size: int | None) -
     out()
     out(
         "The password cannot be recovered: without it nobody, you neither, gets at these backups.\n"
-        "Keep a copy of it where a fire or a thief that takes this machine does not find it."
+        "Keep a copy of it where a fire or a thief that takes this machine does not find it.\n"
+        f"A key for paper, in case it is forgotten:  snapfs -r {shown} key recovery"
     )
 
 

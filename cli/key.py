@@ -1,31 +1,43 @@
-"""`snapfs key list`, `add`, `passwd`, `remove`: the passwords that open a repository."""
+"""`snapfs key list`, `add`, `passwd`, `remove`: what opens a repository.
+
+`key recovery` is in recovery.py, `key export` and `key import` in keyfile.py.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import click
 
 from snapfs.cli import passwords
 from snapfs.cli.init import who
+from snapfs.cli.keyfile import export, import_key, slot_named
 from snapfs.cli.opening import open_repository
-from snapfs.cli.options import Settings, command, settings_options
+from snapfs.cli.options import MIB, Settings, command, settings_options
 from snapfs.cli.progress import reporter
+from snapfs.cli.recovery import recovery
 from snapfs.cli.render import document, iso, line, moment, out, table
-from snapfs.repo.errors import UsageError
 from snapfs.repo.events import KeyNote
+from snapfs.repo.format import labels as L
+from snapfs.repo.format.keyslot import Cost
+from snapfs.repo.model import KiB, MiB
+
+_USUAL = Cost()
+_FLOOR_MIB, _CAP_MIB = L.ARGON2_FLOOR_KIB // KiB, L.ARGON2_CAP_KIB // KiB
 
 
 @click.group()
 @settings_options(hidden=True)
 def key() -> None:
-    """Manage passwords.  A repository can have several; each opens all of it.
+    """Manage passwords and recovery keys.  A repository can have several; each opens all of it.
 
     \b
     Examples:
       snapfs key list
       snapfs key add            a second password, for a colleague
       snapfs key passwd         another password in place of the one you use
+      snapfs key recovery       a key for paper, in case all passwords are forgotten
     """
 
 
@@ -51,15 +63,46 @@ def _new_options(function: Any) -> Any:
     return file(empty(label(function)))
 
 
+def _cost_options(function: Any) -> Any:
+    """--kdf-memory and --kdf-passes; the function gets what differs from the usual as `cost`, keywords for the repository."""
+
+    @click.option(
+        "--kdf-memory",
+        type=MIB,
+        metavar="MIB",
+        help=f"Memory that trying this password takes, in MiB, {_FLOOR_MIB} to {_CAP_MIB} (default {_USUAL.memory_kib // KiB}).",
+    )
+    @click.option(
+        "--kdf-passes",
+        type=click.IntRange(L.ARGON2_FLOOR_ITERATIONS, L.ARGON2_CAP_ITERATIONS),
+        metavar="N",
+        help=f"How often it goes through that memory (default {_USUAL.iterations}).",
+    )
+    @functools.wraps(function)
+    def call(*args: Any, kdf_memory: int | None, kdf_passes: int | None, **values: Any) -> Any:
+        if kdf_memory is not None and not _FLOOR_MIB <= kdf_memory / MiB <= _CAP_MIB:
+            raise click.BadParameter(f"--kdf-memory takes {_FLOOR_MIB} to {_CAP_MIB} MiB")
+        cost = {}
+        if kdf_memory is not None or kdf_passes is not None:
+            memory = _USUAL.memory_kib if kdf_memory is None else kdf_memory // KiB
+            cost["cost"] = Cost(memory, kdf_passes or _USUAL.iterations)
+        return function(*args, cost=cost, **values)
+
+    return call
+
+
 def _note(name: str, note: KeyNote | None, current: bool) -> dict[str, Any]:
-    about = {} if note is None else {"label": note.label, "hostName": note.host, "userName": note.user}
+    about: dict[str, Any] = {}
+    if note is not None:
+        kind = "recovery key" if note.is_recovery else "password"
+        about = {"kind": kind, "label": note.label, "hostName": note.host, "userName": note.user}
     when = {} if note is None else {"created": iso(note.time)}
     return {"id": name, "current": current, **about, **when}
 
 
 @command(name="list")
 def list_keys(settings: Settings) -> None:
-    """List the passwords (not what they are): the one in use has a star.
+    """List the passwords and recovery keys (not what they are): the one in use has a star.
 
     \b
     Example:
@@ -73,20 +116,31 @@ def list_keys(settings: Settings) -> None:
         rows = [
             (("*" if name == repository.slot else " ") + name[:8],)
             + (
-                ("", "", "", "")
+                ("",) * 5
                 if note is None
-                else (line(note.label), line(note.user), line(note.host), moment(note.time))
+                else (
+                    "recovery key" if note.is_recovery else "password",
+                    line(note.label),
+                    line(note.user),
+                    line(note.host),
+                    moment(note.time),
+                )
             )
             for name, note in slots
         ]
-        for row in table((" ID", "Label", "User", "Host", "Created"), rows):
+        for row in table((" ID", "Kind", "Label", "User", "Host", "Created"), rows):
             out(row)
 
 
 @command()
 @_new_options
+@_cost_options
 def add(
-    settings: Settings, new_password_file: str | None, new_insecure_no_password: bool, label: str
+    settings: Settings,
+    new_password_file: str | None,
+    new_insecure_no_password: bool,
+    label: str,
+    cost: dict[str, Cost],
 ) -> None:
     """Add a password: it opens everything the others open.
 
@@ -97,15 +151,20 @@ def add(
     """
     with open_repository(settings, reporter(settings)) as repository:
         name = repository.add_key(
-            _new_password(settings, new_password_file, new_insecure_no_password), label=label, **who()
+            _new_password(settings, new_password_file, new_insecure_no_password), label=label, **who(), **cost
         )
         _say(settings, f"added the password {name[:8]}", "key_added", name)
 
 
 @command()
 @_new_options
+@_cost_options
 def passwd(
-    settings: Settings, new_password_file: str | None, new_insecure_no_password: bool, label: str
+    settings: Settings,
+    new_password_file: str | None,
+    new_insecure_no_password: bool,
+    label: str,
+    cost: dict[str, Cost],
 ) -> None:
     """Replace the password in use by a new one; others stay.
 
@@ -117,30 +176,27 @@ def passwd(
     """
     with open_repository(settings, reporter(settings)) as repository:
         password = _new_password(settings, new_password_file, new_insecure_no_password)
-        name = repository.change_password(password, label=label, **who())
+        name = repository.change_password(password, label=label, **who(), **cost)
         _say(settings, f"changed: the password in use is now {name[:8]}", "key_changed", name)
 
 
 @command()
 @click.argument("id", metavar="ID")
 def remove(settings: Settings, id: str) -> None:
-    """Remove a password: it opens nothing any more.
+    """Remove a password or recovery key: it opens nothing any more.
 
-    ID is the beginning of what `snapfs key list` shows.  The password in use cannot be removed.
+    ID is the beginning of what `snapfs key list` shows.  The one in use cannot be removed.
 
     \b
     Example:
       snapfs key remove 4f1c
     """
     with open_repository(settings, reporter(settings)) as repository:
-        fitting = [name for name, _ in repository.key_slots() if name.startswith(id.lower())]
-        if len(fitting) != 1:
-            many = (
-                f"fits {len(fitting)} passwords: give more digits" if fitting else "is none of the passwords"
-            )
-            raise UsageError(f"{id} {many} (`snapfs key list` lists them)")
-        repository.remove_key(fitting[0])
-        _say(settings, f"removed the password {fitting[0][:8]}", "key_removed", fitting[0])
+        name = slot_named(repository, id)
+        note = dict(repository.key_slots()).get(name)
+        what = "recovery key" if note is not None and note.is_recovery else "password"
+        repository.remove_key(name)
+        _say(settings, f"removed the {what} {name[:8]}", "key_removed", name)
 
 
 def _say(settings: Settings, text: str, kind: str, name: str) -> None:
@@ -150,5 +206,5 @@ def _say(settings: Settings, text: str, kind: str, name: str) -> None:
         out(text)
 
 
-for _command in (list_keys, add, passwd, remove):
+for _command in (list_keys, add, passwd, remove, recovery, export, import_key):
     key.add_command(_command)

@@ -43,7 +43,7 @@ VERBS = {
     "forget": ("forget", "Remove snapshots from the list, by name or by a policy"),
     "undelete": ("undelete", "Bring forgotten snapshots back"),
     "prune": ("prune", "Free the space of forgotten snapshots"),
-    "key": ("key", "Manage passwords"),
+    "key": ("key", "Manage passwords and recovery keys"),
 }
 """Verb -> (module of this package, what it does in one line)."""
 

@@ -89,8 +89,8 @@ def _open(settings: Settings, progress: Progress) -> Repository:
     for _ in range(_TRIES - 1):
         try:
             return attempt(passwords.ask(f"password for the repository {where}: "))
-        except WrongPassword:
-            complain("wrong password, please try again")
+        except WrongPassword as error:
+            complain(f"{error}; please try again")
     return attempt(passwords.ask(f"password for the repository {where}: "))
 
 

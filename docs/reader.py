@@ -8,9 +8,9 @@ never changes a repository.  It needs Linux, Python 3.11 and: python3 -m pip ins
     python3 reader.py REPO extract SNAPSHOT TARGET [PATH]     a snapshot, or what is at PATH in it, below TARGET
     python3 reader.py REPO check                              read and verify everything there is
 
-SNAPSHOT is the beginning of an id, or `latest`.  /home/ann/x comes back as TARGET/home/ann/x.  The password comes from
-SNAPFS_PASSWORD, the first line of the file named in SNAPFS_PASSWORD_FILE, or the terminal.  Only root gets owners and
-devices back.  No file that exists is overwritten (folders are merged: choose an empty TARGET), and nothing is written
+SNAPSHOT is the beginning of an id, or `latest`.  /home/ann/x comes back as TARGET/home/ann/x.  The password, or recovery key,
+comes from SNAPFS_PASSWORD, the first line of the file named in SNAPFS_PASSWORD_FILE, or the terminal.  Only root gets owners
+and devices back.  No file that exists is overwritten (folders are merged: choose an empty TARGET), and nothing is written
 outside of TARGET or through a symbolic link.  What is damaged is named on stderr and the rest goes on: lost ranges of a
 file read as zeros, a volume whose directory is damaged is walked frame by frame.
 Memory: the place of every blob is kept in one dict, some 250 bytes each; the content of files is streamed.
@@ -30,11 +30,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import SimpleNamespace as Node
 from typing import Any, NoReturn
+from unicodedata import category
 
 import zstandard
 from blake3 import blake3
@@ -203,15 +204,15 @@ class Repository:
         self.load = lru_cache(32)(lambda place: self.volumes[place[0]].frame(place[1], place[2])[1])
 
     def unlock(self, slots: list[Path], password: bytes) -> list[Any]:
-        def stretch(h: bytes) -> bytes:
+        def stretch(h: bytes, word: bytes) -> bytes:
             m, t, p = struct.unpack_from("<III", h, 104)
             if not 8 * p <= m <= 2 << 20 or not 1 <= t <= 64 or not 1 <= p <= 64:
                 raise Damaged("its Argon2id parameters are out of bounds")
-            return Argon2id(salt=h[40:72], length=32, iterations=t, lanes=p, memory_cost=m).derive(password)
+            return Argon2id(salt=h[40:72], length=32, iterations=t, lanes=p, memory_cost=m).derive(word)
 
-        for path in slots:
+        for path, word in ((p, w) for p in slots for w in {password, printed(password)}):
             try:
-                return record(Sealed(path, 5, None, stretch))
+                return record(Sealed(path, 5, None, partial(stretch, word=word)))
             except BAD as e:
                 if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                     problem(path, f"this key slot is damaged: {e}")
@@ -440,6 +441,15 @@ def password() -> bytes:
     if "SNAPFS_PASSWORD_FILE" in os.environ:
         return Path(os.environ["SNAPFS_PASSWORD_FILE"]).read_bytes().split(b"\n")[0].removesuffix(b"\r")
     return os.fsencode(getpass.getpass("password: "))
+
+
+def printed(password: bytes) -> bytes:
+    """If it may be a recovery key: as such keys are printed."""
+    letters = [
+        c for c in password.decode("utf-8", "replace").upper() if not c.isspace() and category(c) != "Pd"
+    ]
+    key = "".join(letters).translate({ord("O"): "0", ord("I"): "1", ord("L"): "1"})
+    return "-".join(key[i : i + 5] for i in range(0, 40, 5)).encode() if len(key) == 40 else password
 
 
 def extract(repository: Repository, which: str, target: Path, inside: str = "/") -> None:

@@ -1,4 +1,4 @@
-"""Which repository this is, and its parameters: from its config, or, where that is lost, from a key slot."""
+"""Which repository this is, and its parameters: from its config, or, where that is lost, from other objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snapfs.repo.volumes import is_absent
 
 
 def repository_id(storage: LocalStorage) -> bytes:
-    """From the config, or, if that is lost and there are backups, from a key slot."""
+    """From the config, or, if that is lost and there are backups, from another object's header."""
     problem: RepositoryError
     try:
         return parse_header(storage.read("config", 0, L.HEADER_SIZE), "config").repository
@@ -40,11 +40,13 @@ def repository_id(storage: LocalStorage) -> bytes:
 
 
 def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) -> bytes:
-    """From a key slot, where there are backups; else raises what is wrong with the config."""
+    """From a key slot, or, where none is left, from an event or a volume; but only where there are backups, else raises what is
+    wrong with the config."""
     if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
-        for name, _ in storage.list("keys"):
-            with contextlib.suppress(RepositoryError):
-                return parse_header(storage.read(name), name).repository
+        for folder in ("keys", "events", "trees", "data"):
+            for name, _ in storage.list(folder):
+                with contextlib.suppress(RepositoryError):
+                    return parse_header(storage.read(name, 0, L.HEADER_LIMIT), name).repository
     raise problem
 
 

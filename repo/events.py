@@ -55,6 +55,8 @@ class KeyNote(NamedTuple):
     host: str
     user: str
     time: int
+    is_recovery: bool = False
+    """Whether a recovery key opens it, and not a password that somebody chose."""
 
 
 @dataclass
@@ -265,9 +267,11 @@ class Events:
                 forgotten.update(body.ids)
             elif body.type == records.EVENT_UNDELETE:
                 forgotten.difference_update(body.ids)
-            elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) == 3:
-                label, host, user = (t.decode("utf-8", "replace") for t in body.tags)
-                state.key_notes[body.ids[0]] = KeyNote(label, host, user, event.time)
+            elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) >= 3:
+                label, host, user = (t.decode("utf-8", "replace") for t in body.tags[:3])
+                state.key_notes[body.ids[0]] = KeyNote(
+                    label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:]
+                )
             state.unknown += body.type not in records.EVENT_TYPES
         everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
         everything.sort(key=lambda s: (s.record.time, s.id))

@@ -34,7 +34,7 @@ from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB, MiB
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
-from snapfs.repo.slots import KeySlots, open_with
+from snapfs.repo.slots import KeySlots, import_slot, open_with
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
 from snapfs.repo.storage.locks import Lease
 from snapfs.repo.system import System
@@ -48,7 +48,10 @@ This folder is a snapfs repository: encrypted, deduplicated backups.  Please cha
     keys/     key slots, opened by passwords         trees/   volumes with directories
     events/   snapshots, tags and other events       tmp/     unfinished writes
 
-To get at your files you need the password and snapfs:  snapfs -r THIS-FOLDER mount SOME-EMPTY-FOLDER
+To get at your files you need the password, or a recovery key, and snapfs:
+
+    snapfs -r THIS-FOLDER mount SOME-EMPTY-FOLDER
+
 If snapfs is gone: its source has docs/format.md, which says what every byte here means, and docs/reader.py, one file
 that extracts any snapshot with nothing but Python and the packages cryptography, zstandard and blake3.
 
@@ -294,6 +297,26 @@ class Repository:
     ) -> str:
         """Make another key slot for another password; returns its name."""
         return self._slots.add(password, cost, label, host, user)
+
+    def add_recovery_key(self, *, cost: Cost = Cost(), host: str = "", user: str = "") -> tuple[str, str]:
+        """Make a recovery key: (name of its slot, the key as it is printed).  Nobody can get the key again."""
+        return self._slots.add_recovery(cost, host, user)
+
+    def export_key(self, name: str) -> bytes:
+        """The bytes of a key slot, still sealed with its password.  Raises Damaged, StorageError."""
+        return self._slots.export(name)
+
+    @staticmethod
+    def import_key(place: str, slot: bytes, progress: Progress = SILENT) -> tuple[str, bool]:
+        """Put an exported key slot back: (its name, whether it was missing or damaged).  It needs no password.
+
+        Raises RepositoryNotFound, UsageError if the slot is another repository's, Damaged, StorageError.
+        """
+        storage = LocalStorage(place, progress.notice)
+        try:
+            return import_slot(storage, repository_id(storage), slot)
+        finally:
+            storage.close()
 
     def remove_key(self, name: str) -> None:
         """Remove a slot; its password opens nothing any more.  Raises UsageError for the slot in use."""

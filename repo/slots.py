@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 
 from snapfs.repo.client import Client
-from snapfs.repo.errors import Damaged, RepositoryError, StorageError, UsageError, WrongPassword
+from snapfs.repo.errors import (
+    Damaged,
+    RepositoryError,
+    StorageError,
+    UnsupportedFormat,
+    UsageError,
+    WrongPassword,
+)
 from snapfs.repo.events import Events, KeyNote
-from snapfs.repo.format import records
-from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
+from snapfs.repo.format import records, recovery
+from snapfs.repo.format.keyslot import Cost, open_slot, parse_slot, seal_slot
 from snapfs.repo.format.records import Bundle
 from snapfs.repo.heap import huge_pages
 from snapfs.repo.model import KiB
@@ -35,16 +43,27 @@ class KeySlots:
         names = sorted(name for path, _ in self._storage.list("keys") if (name := hash_in(path)))
         return [(name.hex(), notes.get(name)) for name in names]
 
-    def add(self, password: bytes, cost: Cost, label: str, host: str, user: str) -> str:
-        """Make a slot for another password, and say in an event who did; returns its name."""
+    def add(self, password: bytes, cost: Cost, label: str, host: str, user: str, *kind: bytes) -> str:
+        """Make a slot for another password, and say in an event who did; returns its name.  `kind`: records.KEY_RECOVERY."""
         data = seal_slot(self._bundle, password, cost, self._repository, self._system.salt())
         digest = hashlib.sha256(data)
         self._storage.put(
             f"keys/{digest.hexdigest()}", data, lambda back: self._verify(digest.digest(), password, back)
         )
         who = tuple(text.encode("utf-8", "replace") for text in (label, host, user))
-        self._events.publish(records.EventBody(records.EVENT_KEY_ADDED, None, (digest.digest(),), who))
+        self._events.publish(
+            records.EventBody(records.EVENT_KEY_ADDED, None, (digest.digest(),), (*who, *kind))
+        )
         return digest.hexdigest()
+
+    def add_recovery(self, cost: Cost, host: str, user: str) -> tuple[str, str]:
+        """Make a recovery key, and a slot for it; returns the slot's name and the key as it is printed."""
+        key = recovery.make(self._system.salt()[: recovery.RANDOM_BYTES])
+        return self.add(key.encode(), cost, "", host, user, records.KEY_RECOVERY), key
+
+    def export(self, name: str) -> bytes:
+        """The bytes of a slot, still sealed.  Raises Damaged if they are not those it is named for, StorageError."""
+        return sound_slot(self._storage, name)
 
     def _verify(self, name: bytes, password: bytes, back: bytes) -> None:
         """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
@@ -67,39 +86,101 @@ class KeySlots:
 
     def replace(self, password: bytes, cost: Cost, label: str, host: str, user: str) -> str:
         """Put a new slot in place of the one in use: it is durable before the old one goes."""
+        note = self._events.load().key_notes.get(bytes.fromhex(self.current))
+        if note is not None and note.is_recovery:
+            raise UsageError(
+                "the recovery key is no password to change: add a new password with `snapfs key add`; the recovery key stays"
+            )
         old, self.current = self.current, self.add(password, cost, label, host, user)
         self._storage.remove(f"keys/{old}")
         self._client.remember(slot=self.current)
         return self.current
 
 
+def import_slot(storage: Storage, repository: bytes, data: bytes) -> tuple[str, bool]:
+    """Put back a slot that was exported: (its name, whether it was not there).  No password is needed: it stays sealed.
+
+    Raises UsageError if it is of another repository, Damaged if it is no key slot.
+    """
+    header, _ = parse_slot(data, "the exported key slot")
+    if header.repository != repository:
+        raise UsageError(
+            f"this key slot is of the repository {header.repository.hex()[:8]}, and here is {repository.hex()[:8]}: "
+            "name the repository it was exported from"
+        )
+    name = hashlib.sha256(data).hexdigest()
+    path = f"keys/{name}"
+    try:
+        if storage.size(path) == len(data) and storage.read(path) == data:
+            return name, False
+    except StorageError as error:  # it is there and cannot be read: it is written anew
+        if error.errno != errno.EIO:
+            raise
+    storage.put(path, data)
+    return name, True
+
+
+_DAMAGED = "the key slot is damaged: put it back with `snapfs key import`, or from a copy of the repository"
+_LARGEST = 64 * KiB
+"""Bytes of a slot: ours have 1 KiB.  What is larger is not read into memory."""
+_WRONG = "wrong password: no key slot of this repository opens with it"
+
+
 def open_with(password: bytes, storage: Storage, repository: bytes, first: str) -> tuple[str, Bundle]:
-    """(name, keys) of the slot that this password opens; `first` is tried first.  Raises WrongPassword, Damaged."""
-    names = sorted(path.rsplit("/", 1)[1] for path, _ in storage.list("keys"))
+    """(name, keys) of the slot that this password opens; `first` is tried first.
+
+    Whatever is wrong, a password that opens nothing gets WrongPassword.  Its message may say which slots cannot be used, as
+    anybody can see who has the folder; it never depends on whether the password is that of such a slot, and neither does the
+    time.  Raises Damaged if there is no slot, StorageError or UnsupportedFormat if none can be read.
+    """
+    names = sorted(found.hex() for path, _ in storage.list("keys") if (found := hash_in(path)))
+    if not names:
+        raise Damaged(
+            "no key slot is left: put one back with `snapfs key import`, or from a copy of the repository",
+            "keys",
+        )
     names.sort(key=lambda name: name != first)
-    wrong: WrongPassword | None = None
-    damaged: RepositoryError | None = None
+    unusable: list[RepositoryError] = []
     for name in names:
+        where = f"keys/{name[:8]}"
         try:
-            data = storage.read(f"keys/{name}")
-            # Before the password is tried: what it says of memory and time may be wrong, and a salt that is would look like a
-            # wrong password.
-            if hashlib.sha256(data).hexdigest() != name:
-                raise Damaged(
-                    "the key slot is damaged: copy it back from a copy of the repository", f"keys/{name[:8]}"
-                )
+            data = _usable_slot(storage, name, repository)
+        except (Damaged, StorageError, UnsupportedFormat) as error:  # another slot may open all the same
+            unusable.append(error)
+            continue
+        try:
             with huge_pages(Cost().memory_kib * KiB):
-                header, bundle = open_slot(data, password, f"keys/{name[:8]}")
-            if header.repository == repository:
-                return name, bundle
-        except WrongPassword as error:
-            wrong = error
-        except (Damaged, StorageError) as error:  # another slot may open all the same
-            damaged = error
-    if wrong is not None and damaged is not None:
-        raise WrongPassword(
-            f"{wrong}; or it is that of a key slot which cannot be used: {damaged}"
-        ) from damaged
-    if wrong is not None:
-        raise wrong
-    raise damaged or Damaged("no key slot is left: the repository cannot be opened", "keys")
+                return name, open_slot(data, password, where)[1]
+        except (WrongPassword, Damaged):
+            continue  # Damaged here means that the password is right, and nobody may learn that from a changed slot
+    if len(unusable) == len(names) and not any(isinstance(error, Damaged) for error in unusable):
+        raise unusable[0]
+    mistake = recovery.mistyped(password)
+    hint = "" if mistake is None else f" ({mistake})"
+    if unusable:
+        hint += f"; {len(unusable)} of {len(names)} cannot be used, whatever the password is: {unusable[0]}"
+    raise WrongPassword(_WRONG + hint) from (unusable[0] if unusable else None)
+
+
+def sound_slot(storage: Storage, name: str) -> bytes:
+    """The bytes of a slot.  Raises Damaged unless they are those it is named for, StorageError."""
+    data = storage.read(f"keys/{name}", 0, _LARGEST + 1)
+    if len(data) > _LARGEST or hashlib.sha256(data).hexdigest() != name:
+        raise Damaged(_DAMAGED, f"keys/{name[:8]}")
+    return data
+
+
+def _usable_slot(storage: Storage, name: str, repository: bytes) -> bytes:
+    """The bytes of a slot that a password may be tried on.  Raises Damaged, UnsupportedFormat, StorageError.
+
+    All that can be told without a password is looked at: what a damaged slot says of memory and time may be wrong, and a salt
+    that is would look like a wrong password.
+    """
+    data, where = sound_slot(storage, name), f"keys/{name[:8]}"
+    found = parse_slot(data, where)[0].repository
+    if found != repository:
+        raise Damaged(
+            f"the key slot is of another repository ({found.hex()[:8]}) than config ({repository.hex()[:8]}): if it is damaged, "
+            "move it away and try again", where,
+        )  # fmt: skip
+    return data

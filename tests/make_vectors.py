@@ -19,8 +19,9 @@ import msgspec
 from snapfs.repo.content import ContentWriter
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import records
+from snapfs.repo.format import records, recovery
 from snapfs.repo.format import volume as layout
+from snapfs.repo.format.armor import armor
 from snapfs.repo.format.envelope import Header, Sealer, derive
 from snapfs.repo.format.keyslot import Cost, seal_slot
 from snapfs.repo.format.records import Branch, Config, Event, EventBody, Head
@@ -160,6 +161,39 @@ def slots() -> None:
     ):  # fmt: skip
         bad = data[: L.HEADER_SIZE] + struct.pack("<III", *cost) + data[L.HEADER_SIZE + 12 :]
         write(f"keyslot_bad_{name}", "keyslot", f"parameters out of bounds: {cost}", bad, "Damaged", **facts)
+    write("armor", "armor", "a key slot as it is exported", data, text=armor(data, ("remarks for people",)))
+
+
+def recovery_keys() -> None:
+    for number, random in enumerate((bytes(20), b"\xff" * 20, bytes(range(200, 220)))):
+        write(
+            f"recovery_{number}",
+            "recovery",
+            "the recovery key of these random bytes",
+            random,
+            key=recovery.make(random),
+        )
+    key = recovery.make(bytes(range(200, 220)))
+    data = seal_slot(BUNDLE, key.encode(), COST, REPOSITORY, SALT)
+    facts = {
+        "repository": REPOSITORY.hex(),
+        "salt": SALT.hex(),
+        "cost": list(COST),
+        "bundle": plainly(BUNDLE),
+    }
+    for name, typed, what in (
+        ("printed", key, "a recovery key as it is printed"),
+        (
+            "typed",
+            f" {key.lower().replace('-', '  ').replace('0', 'o').replace('1', 'l')}",
+            "as it may be typed",
+        ),
+        ("dashes", key.replace("-", "\N{EN DASH}"), "with the dashes of a word processor"),
+    ):
+        write(f"keyslot_recovery_{name}", "keyslot", what, data, password=typed.encode().hex(), **facts)
+    wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
+    write("keyslot_recovery_wrong", "keyslot", "a recovery key with a wrong checksum", data, "WrongPassword",
+          password=wrong.encode().hex(), **facts)  # fmt: skip
 
 
 def frames() -> None:
@@ -380,7 +414,17 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.json"):
         old.unlink()
-    for make in (headers, keys, sealed_records, slots, frames, volumes, record_vectors, paging):
+    for make in (
+        headers,
+        keys,
+        sealed_records,
+        slots,
+        recovery_keys,
+        frames,
+        volumes,
+        record_vectors,
+        paging,
+    ):
         make()
 
 

@@ -14,8 +14,9 @@ from snapfs.repo import errors
 from snapfs.repo.content import ContentWriter
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import records
+from snapfs.repo.format import records, recovery
 from snapfs.repo.format import volume as layout
+from snapfs.repo.format.armor import armor, unarmor
 from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
 from snapfs.repo.format.records import Bundle, Config, Event
@@ -94,6 +95,16 @@ def check_keyslot(s: Scenario, data: bytes, _: Path) -> None:
     assert Keys(bundle, "it").page == KEYS.page
     salt = bytes.fromhex(s["salt"])
     assert seal_slot(bundle, password, Cost._make(s["cost"]), header.repository, salt) == data
+
+
+def check_armor(s: Scenario, data: bytes, _: Path) -> None:
+    assert armor(data, ("remarks for people",)) == s["text"]
+    assert unarmor(s["text"].encode()) == data
+
+
+def check_recovery(s: Scenario, data: bytes, _: Path) -> None:
+    assert recovery.make(data) == s["key"]
+    assert recovery.canonical(s["key"].encode()) == s["key"].encode()
 
 
 def check_frame(s: Scenario, data: bytes, _: Path) -> None:

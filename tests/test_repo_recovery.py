@@ -241,7 +241,7 @@ def test_a_bad_sector_under_config_or_key_slot_keeps_nobody_out(
         assert len(repository.snapshots()) == 1
         assert repository.slot == own
     if unreadable != "config":
-        with pytest.raises(WrongPassword, match=r"which cannot be used: .*Input/output error"):
+        with pytest.raises(WrongPassword, match=r"1 of 2 cannot be used, .*Input/output error"):
             Repository.open(
                 str(tmp_path / "repository"), b"another", state_dir=str(tmp_path / "new"), no_cache=True
             )

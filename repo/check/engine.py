@@ -8,7 +8,6 @@ that the next backup stores their blobs anew.
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,11 @@ from snapfs.repo.check.scrub import Examiner, VolumeReport
 from snapfs.repo.check.scrubbers import Scrubbers
 from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
-from snapfs.repo.errors import StorageError
+from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.progress import SILENT, Progress
-from snapfs.repo.storage.base import TRASH, hash_in
+from snapfs.repo.slots import sound_slot
+from snapfs.repo.storage.base import TRASH
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
@@ -130,21 +130,21 @@ class _Check:
 
     def _keys(self) -> None:
         """Key slots, those of other passwords too: who needs one finds out too late."""
-        storage = self._repository.storage
-        for path, _ in storage.list("keys"):
-            name = hash_in(path)
-            if name is None:
-                continue
+        repository, unannounced = self._repository, []
+        for name, note in repository.key_slots():
             try:
-                sound = hashlib.sha256(storage.read(path)).digest() == name
-            except StorageError as error:
-                if error.errno != errno.EIO:
+                sound_slot(repository.storage, name)
+            except (Damaged, StorageError) as error:
+                if isinstance(error, StorageError) and error.errno != errno.EIO:
                     raise
-                sound = False
-            if not sound:
-                self._result.add(
-                    "key", "its bytes are not those its name stands for: a password may open nothing", path
-                )
+                self._result.add("key", f"a password or recovery key opens nothing: {error}", f"keys/{name}")
+            if note is None:
+                unannounced.append(name[:8])
+        if unannounced:
+            self._result.notes.append(
+                f"nobody said that he added the key slot {', '.join(unannounced)}: a command that was killed, or somebody who "
+                "changed files here"
+            )
 
     def _leftovers(self) -> None:
         sizes = [size for _, size in self._repository.storage.list("tmp")]

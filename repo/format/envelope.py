@@ -72,7 +72,7 @@ def parse_header(data: bytes, where: str) -> Header:
         raise UnsupportedFormat(
             f"{where}: needs features {features:#x}, suite {suite}, wrap kind {wrap}: install a newer snapfs"
         )
-    if reserved or not L.HEADER_SIZE <= length <= L.HEADER_SIZE + 256 or len(data) < length:
+    if reserved or not L.HEADER_SIZE <= length <= L.HEADER_LIMIT or len(data) < length:
         raise Damaged("bad header", where)
     return Header(
         kind, repository, salt, commitment, epoch, wrap, suite, features, bytes(data[L.HEADER_SIZE : length])

@@ -2,6 +2,7 @@
 
 The parameters stand in the clear behind the fixed header (memory in KiB, iterations, lanes: u32 LE each) and are bounded
 before they are used, so that a planted slot cannot exhaust memory.  The header's salt is the salt of Argon2id too.
+The password is its bytes, but for a recovery key, which counts as it is printed (recovery.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from snapfs.repo.errors import Damaged, WrongPassword
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import records
+from snapfs.repo.format import records, recovery
 from snapfs.repo.format.crypto import argon2id, equal
 from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
 from snapfs.repo.format.records import Bundle
@@ -30,13 +31,13 @@ class Cost(NamedTuple):
 
 def seal_slot(bundle: Bundle, password: bytes, cost: Cost, repository: bytes, salt: bytes) -> bytes:
     """The bytes of a key slot's file."""
-    key = argon2id(password, salt, *cost)
+    key = argon2id(recovery.canonical(password), salt, *cost)
     sealer = Sealer(key, L.KEY_SLOT, repository, salt, wrap=L.WRAP_PASSWORD, extra=_COST.pack(*cost))
     return seal_record(sealer, records.encode(bundle))
 
 
-def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]:
-    """Raises WrongPassword if this slot is not for this password, Damaged if it is not as written."""
+def parse_slot(data: bytes, where: str) -> tuple[Header, Cost]:
+    """What a slot says in the clear: all that can be told of it without a password.  Raises Damaged, UnsupportedFormat."""
     header = parse_header(data, where)
     if header.kind != L.KEY_SLOT or header.wrap != L.WRAP_PASSWORD or len(header.extra) != _COST.size:
         raise Damaged("not a key slot", where)
@@ -47,7 +48,13 @@ def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]
         and 8 * cost.lanes <= cost.memory_kib <= L.ARGON2_CAP_KIB
     ):
         raise Damaged("key derivation parameters out of bounds", where)
-    key = argon2id(password, header.salt, *cost)
+    return header, cost
+
+
+def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]:
+    """Raises WrongPassword if this slot is not for this password, Damaged if it is not as written."""
+    header, cost = parse_slot(data, where)
+    key = argon2id(recovery.canonical(password), header.salt, *cost)
     _, commitment = derive(key, header.salt, L.KEY_SLOT)
     if not equal(commitment, header.commitment):
         raise WrongPassword("wrong password: no key slot of this repository opens with it")

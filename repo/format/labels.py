@@ -14,6 +14,8 @@ WRAP_PASSWORD = 1
 """The object's key is derived from a password with Argon2id; its parameters follow the fixed header."""
 
 HEADER_SIZE = 104
+HEADER_LIMIT = HEADER_SIZE + 256
+"""The longest header that readers accept."""
 FRAME_HEADER_SIZE = 32
 TAIL_SIZE = 32
 TAG_SIZE = 16
@@ -68,6 +70,7 @@ ARGON2_MEMORY_KIB = 128 * 1024
 ARGON2_ITERATIONS = 3
 ARGON2_LANES = 4
 ARGON2_FLOOR_KIB = 64 * 1024
+ARGON2_FLOOR_ITERATIONS = 3
 ARGON2_CAP_KIB = 2 * 1024 * 1024
 ARGON2_CAP_ITERATIONS = 64
 ARGON2_CAP_LANES = 64

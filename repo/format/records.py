@@ -97,7 +97,7 @@ class EventBody(msgspec.Struct, array_like=True, frozen=True):
     ids: tuple[bytes, ...] = ()
     """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED: the slot's name."""
     tags: tuple[bytes, ...] = ()
-    """TAGS: the tags from now on.  KEY_ADDED: label, host and user."""
+    """TAGS: the tags from now on.  KEY_ADDED: label, host and user, and KEY_RECOVERY where it is a recovery key's."""
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True):
@@ -117,6 +117,7 @@ class _Versioned(msgspec.Struct, array_like=True, frozen=True):
 
 EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVENT_KEY_ADDED = range(1, 7)
 EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEY_ADDED + 1)
+KEY_RECOVERY = b"recovery"
 
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode

@@ -119,7 +119,12 @@ def _prepare() -> Any:
     import snapfs.repo.check.engine
     import snapfs.repo.restore.engine  # noqa: F401
 
-    for method in (Repository.create, Repository.add_key, Repository.change_password):
+    for method in (
+        Repository.create,
+        Repository.add_key,
+        Repository.change_password,
+        Repository.add_recovery_key,
+    ):
         defaults = method.__kwdefaults__
         assert defaults is not None
         defaults["cost"] = CHEAP

@@ -1,0 +1,208 @@
+"""`snapfs key recovery`, `export`, `import`, and what a key derivation may cost."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from snapfs.cli import recovery
+from snapfs.repo.format.keyslot import Cost, parse_slot
+from snapfs.repo.repository import Repository
+from support.cli import CHEAP, Cli
+
+_KEY = re.compile(r"(?:[0-9A-HJKMNP-TV-Z]{5}-){7}[0-9A-HJKMNP-TV-Z]{5}")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """A repository with a file in its one snapshot; new keys are derived at once."""
+    cli = Cli(tmp_path, monkeypatch, capsys)
+    cli.create()
+    (cli.source / "file").write_bytes(b"content")
+    cli.snapshot()
+    for method in (Repository.add_key, Repository.change_password, Repository.add_recovery_key):
+        monkeypatch.setitem(method.__kwdefaults__, "cost", CHEAP)  # type: ignore[arg-type]
+    return cli
+
+
+def keys(cli: Cli) -> list[str]:
+    return sorted(os.listdir(cli.repo / "keys"))
+
+
+def test_a_recovery_key_opens_wherever_a_password_does(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = cli("key", "recovery").ok().out
+    (key,) = _KEY.findall(sheet)
+    (repository,) = {line.split()[1] for line in sheet.splitlines() if line.startswith("  repository")}
+    assert len(repository) == 32
+    assert str(cli.repo) in sheet
+    assert max(map(len, sheet.splitlines())) <= max(80, len(str(cli.repo)) + 14)
+    monkeypatch.setenv("SNAPFS_PASSWORD", key.lower().replace("-", "  "))
+    listed = cli("key", "list", "--json").ok().json
+    assert sorted((k["kind"], k["current"]) for k in listed) == [("password", False), ("recovery key", True)]
+    assert any(re.match(r"\*\w{8} +recovery key", row) for row in cli("key", "list").ok().out.splitlines())
+    monkeypatch.delenv("SNAPFS_PASSWORD")
+    (cli.folder / "word").write_text(key.replace("-", "") + "\n")
+    os.chmod(cli.folder / "word", 0o600)
+    cli("-p", "word", "snapshots").ok()
+    cli("--password-command", f"echo {key}", "restore", "latest", "-t", "back").ok()
+    wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
+    done = cli("--password-command", f"echo {wrong}", "snapshots")
+    assert (done.code, done.out) == (12, "")
+    assert "mistake in group 8" in done.err
+    assert key[-5:-1] not in done.err
+
+
+def test_a_typed_recovery_key_may_be_wrong_twice(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = cli("key", "recovery", "-q").ok().out.strip()
+    monkeypatch.delenv("SNAPFS_PASSWORD")
+    typed = iter([key[1:].encode(), key.replace("-", "")[1:].encode(), key.lower().encode()])
+    monkeypatch.setattr("snapfs.cli.passwords.ask", lambda question, instead="": next(typed))
+    said = cli("snapshots").ok().err
+    assert "mistake in group 1 (4 characters, not 5)" in said
+    assert "39 characters, not 40: look at group" in said
+
+
+def test_the_sheet_goes_into_a_new_file_of_mine(cli: Cli) -> None:
+    done = cli("key", "recovery", "sheet.txt").ok()
+    sheet = (cli.folder / "sheet.txt").read_text()
+    (key,) = _KEY.findall(sheet)
+    assert key not in done.out + done.err
+    assert stat.S_IMODE(os.stat(cli.folder / "sheet.txt").st_mode) == 0o600
+    before = keys(cli)
+    again = cli("key", "recovery", "sheet.txt")
+    assert (again.code, again.err) == (1, "snapfs: sheet.txt: exists already, and is not overwritten\n")
+    assert (cli.folder / "sheet.txt").read_text() == sheet
+    assert cli("key", "recovery", "no/such/folder").code == 1
+    assert keys(cli) == before, "a key that nobody has seen opens nothing"
+    said = cli("key", "recovery", "--json").ok()
+    assert _KEY.fullmatch(said.json["recovery_key"])
+    assert said.json["id"] in keys(cli)
+
+
+def test_earlier_recovery_keys_are_named(cli: Cli) -> None:
+    first = cli("key", "recovery", "--json").ok().json["id"]
+    assert f"earlier recovery keys still open this repository: {first[:8]}" in cli("key", "recovery").ok().err
+    done = cli("key", "remove", first).ok()
+    assert done.out == f"removed the recovery key {first[:8]}\n"
+
+
+@pytest.mark.parametrize("where", ["file", "standard output"])
+def test_a_sheet_that_cannot_be_written_leaves_no_key(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    before = keys(cli)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = os.fsync
+    if where == "file":
+        monkeypatch.setattr(os, "fsync", lambda fd: full() if _is(fd, cli.folder / "sheet") else real(fd))
+    else:
+        monkeypatch.setattr(recovery, "out", full)
+    done = cli("key", "recovery", *(["sheet"] if where == "file" else []))
+    assert done.code == 1
+    assert "No space left on device" in done.err
+    assert not (cli.folder / "sheet").exists()
+    assert keys(cli) == before
+
+
+def _is(fd: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(fd), os.stat(path))
+
+
+def test_the_recovery_key_is_not_changed_by_passwd(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNAPFS_PASSWORD", cli("key", "recovery", "-q").ok().out.strip())
+    monkeypatch.setenv("SNAPFS_NEW_PASSWORD", "new")
+    before = keys(cli)
+    done = cli("key", "passwd")
+    assert done.code == 1
+    assert "snapfs key add" in done.err
+    assert keys(cli) == before
+
+
+def test_init_says_that_there_are_recovery_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = Cli(tmp_path, monkeypatch, capsys)("init").ok().out
+    (line,) = [line for line in said.splitlines() if "key recovery" in line]
+    assert line.endswith(f"snapfs -r {tmp_path / 'repo'} key recovery")
+
+
+def test_export_and_import(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = cli("key", "export", "mine.key").ok()
+    (name,) = keys(cli)
+    assert done.out.startswith(f"exported {name[:8]} to mine.key")
+    assert stat.S_IMODE(os.stat(cli.folder / "mine.key").st_mode) == 0o600
+    assert (cli.folder / "mine.key").read_text().isascii()
+    assert cli("key", "export", "mine.key").code == 1
+    printed = cli("key", "export", "-", name[:6]).ok().out
+    assert (
+        cli("key", "export", "-", "--json").ok().json["text"].splitlines()[-64:] == printed.splitlines()[-64:]
+    )
+    shutil.rmtree(cli.repo / "keys")
+    lost = cli("snapshots")
+    assert (lost.code, lost.err.count("\n")) == (20, 1)
+    monkeypatch.delenv("SNAPFS_PASSWORD")  # it takes none
+    assert cli("key", "import", "mine.key").ok().out.startswith(f"put the key slot {name[:8]} back")
+    again = cli("key", "import", "mine.key", "--json").ok().json
+    assert again == {"message_type": "key_imported", "id": name, "was_missing": False}
+    os.unlink(cli.repo / "keys" / name)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(printed.encode())))
+    cli("key", "import", "-").ok()
+    monkeypatch.setenv("SNAPFS_PASSWORD", "p\udcff ssword")
+    cli("check", "--read-data").ok()
+
+
+def test_what_cannot_be_imported(cli: Cli) -> None:
+    cli("key", "export", "mine.key").ok()
+    text = (cli.folder / "mine.key").read_text()
+    (slot,) = (cli.repo / "keys").iterdir()
+    for content, words in (
+        (text.replace("\n  7  ", "\n  7  0", 1), "line 7 of the key slot"),
+        ("", "does not begin with the line"),
+        ("snapfs key slot 1\n" + "x" * 300_000, "too long"),
+    ):
+        (cli.folder / "bad.key").write_text(content)
+        done = cli("key", "import", "bad.key")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert done.err.startswith("snapfs: bad.key: ")
+        assert words in done.err
+    assert "copy it into keys/" in cli("key", "import", slot).err
+    assert cli("key", "import", "nowhere.key").err == "snapfs: nowhere.key: No such file or directory\n"
+    (cli.folder / "other").mkdir()
+    Repository.create(str(cli.folder / "other"), b"p\xff ssword", cost=CHEAP)
+    done = cli("-r", "other", "key", "import", "mine.key")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "this key slot is of the repository" in done.err
+    assert cli("-r", cli.source, "key", "import", "mine.key").code == 10
+
+
+def test_what_a_derivation_may_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNAPFS_NEW_PASSWORD", "new")
+    before = keys(cli)
+    for args in (
+        ["--kdf-memory", "63"],
+        ["--kdf-memory", "65535k"],
+        ["--kdf-memory", "2049"],
+        ["--kdf-memory", "x"],
+        ["--kdf-passes", "2"],
+        ["--kdf-passes", "65"],
+    ):
+        for verb in ("add", "passwd"):
+            done = cli("key", verb, *args)
+            assert (done.code, done.err.count("\n")) == (1, 1), done
+    assert keys(cli) == before
+    name = cli("key", "add", "--kdf-memory", "64", "--kdf-passes", "4", "--json").ok().json["id"]
+    assert parse_slot((cli.repo / "keys" / name).read_bytes(), "it")[1] == Cost(64 * 1024, 4, 4)
+    changed = cli("key", "passwd", "--kdf-passes", "4", "--json").ok().json["id"]
+    assert parse_slot((cli.repo / "keys" / changed).read_bytes(), "it")[1] == Cost(128 * 1024, 4, 4)
+    monkeypatch.setenv("SNAPFS_PASSWORD", "new")
+    cli("snapshots").ok()
