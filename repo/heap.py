@@ -23,8 +23,10 @@ _MADV_HUGEPAGE = 14
 _kept = False
 
 
-def keep_memory() -> None:
+def keep_memory(trim: int = _TRIM) -> None:
     """Keep memory that was used once for the next use, instead of giving it back.  Set for the whole process.
+
+    `trim`: bytes free at the end of the heap from which on they are given back, for who must not grow.
 
     Two arenas only, since buffers are freed in another order and thread than made, and each arena keeps its own.
     """
@@ -33,7 +35,7 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 2)
         mallopt(_M_MMAP_THRESHOLD, 16 * MiB)
-        mallopt(_M_TRIM_THRESHOLD, _TRIM)
+        mallopt(_M_TRIM_THRESHOLD, trim)
         _kept = sys.platform.startswith("linux")
 
 
