@@ -632,7 +632,7 @@ def test_state_that_cannot_be_read_just_then_is_not_written_over(
     client.remember(slot="x", heads=[])
     client.refresh()
     monkeypatch.undo()
-    assert client.was_damaged
+    assert client.is_unreadable
     assert client.id != before.id
     assert Client(str(tmp_path), System()).remembered == before.remembered
 

@@ -75,10 +75,13 @@ def prune(
     with repository.storage.locks.alone():
         if options.dry_run:
             return _Prune(repository, None, options, progress).run(agreed)
-        with (
-            repository.writing() as lease
-        ):  # a prune on a machine that does not see this one's locks must not remove, too
-            return _Prune(repository, lease, options, progress).run(agreed)
+        # A lease: a prune on a machine that does not see this one's locks must not remove, too.
+        with repository.writing() as lease:
+            try:
+                return _Prune(repository, lease, options, progress).run(agreed)
+            except IndexBroken:
+                repository.synchronise(thorough=True)
+                return _Prune(repository, lease, options, progress).run(agreed)
 
 
 class _Prune:
