@@ -44,7 +44,7 @@ def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) ->
     if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
         for name, _ in storage.list("keys"):
             with contextlib.suppress(RepositoryError):
-                return parse_header(storage.read(name), name).repository
+                return parse_header(storage.read(name, 0, L.HEADER_SIZE), name).repository
     raise problem
 
 
@@ -54,7 +54,7 @@ def open_config(
     """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
     problem = None
     try:
-        data = storage.read("config")
+        data = storage.read("config", 0, L.RECORD_LIMIT)
         record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
     except (Damaged, StorageError) as error:
         problem, record = str(error), bundle.config

@@ -7,6 +7,7 @@ import hashlib
 from snapfs.repo.client import Client
 from snapfs.repo.errors import Damaged, RepositoryError, StorageError, UsageError, WrongPassword
 from snapfs.repo.events import Events, KeyNote
+from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
 from snapfs.repo.format.records import Bundle
@@ -81,7 +82,7 @@ def open_with(password: bytes, storage: Storage, repository: bytes, first: str) 
     damaged: RepositoryError | None = None
     for name in names:
         try:
-            data = storage.read(f"keys/{name}")
+            data = storage.read(f"keys/{name}", 0, L.RECORD_LIMIT)
             # Before the password is tried: what it says of memory and time may be wrong, and a salt that is would look like a
             # wrong password.
             if hashlib.sha256(data).hexdigest() != name:

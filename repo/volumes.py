@@ -63,7 +63,8 @@ class Volumes:
             opener = self.make_opener(kind, self._read(path, 0, L.HEADER_SIZE), path)
         except UnsupportedFormat:
             # What a newer snapfs wrote has the hash that its name says: else a bit of the header flipped.
-            if hashlib.sha256(self._read(path, 0, self.storage.size(path) or 0)).digest() == name:
+            size = self.storage.size(path) or 0
+            if size <= L.VOLUME_SIZE_LIMIT and hashlib.sha256(self._read(path, 0, size)).digest() == name:
                 raise
             raise Damaged("bad header", path) from None
         with self._lock:
@@ -104,8 +105,11 @@ class Volumes:
             raise Damaged("the disk cannot read it: Input/output error", path) from error
 
     def what_can_be_read(self, path: str) -> tuple[bytes, bool]:
-        """A whole volume, with zeros for what the disk does not give back; and whether there is such a part."""
+        """A whole volume, with zeros for what the disk does not give back; and whether there is such a part.  Nothing of a file
+        that is longer than any volume."""
         size = self.storage.size(path) or 0
+        if size > L.VOLUME_SIZE_LIMIT:
+            return b"", False
         with contextlib.suppress(Damaged):
             return self._read(path, 0, size), False
         parts = []
@@ -138,6 +142,8 @@ class Volumes:
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:
             raise Damaged("cut short", path)
+        if size > L.VOLUME_SIZE_LIMIT:
+            raise Damaged("longer than a volume can be", path)
         start = max(size - _TAIL_READ, 0)
         end = self._read(path, start, size - start)
         if len(end) != size - start:
