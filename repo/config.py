@@ -44,7 +44,7 @@ def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) ->
     if any(True for folder in ("data", "trees") for _ in storage.list(folder)):
         for name, _ in storage.list("keys"):
             with contextlib.suppress(RepositoryError):
-                return parse_header(storage.read(name, 0, L.HEADER_SIZE), name).repository
+                return parse_header(storage.read(name, 0, L.RECORD_LIMIT), name).repository
     raise problem
 
 
