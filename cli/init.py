@@ -16,7 +16,7 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.render import document, out
 from snapfs.repo.errors import RepositoryExists, UsageError
 from snapfs.repo.format.labels import VOLUME_SIZE
-from snapfs.repo.repository import Repository
+from snapfs.repo.repository import Repository, default_state_dir
 
 
 @command()
@@ -61,7 +61,12 @@ def init(settings: Settings, generate_password: bool, volume_size: int | None) -
             "--password-file, --password-command, SNAPFS_PASSWORD or --generate-password",
         )
     repository = Repository.create(
-        where, password, volume_size=volume_size or VOLUME_SIZE, label="init", **who()
+        where,
+        password,
+        volume_size=volume_size or VOLUME_SIZE,
+        label="init",
+        remember_in=default_state_dir(),
+        **who(),
     )
     if settings.json:
         secret = {"generated_password": password.decode()} if generate_password else {}

@@ -23,6 +23,7 @@ import snapfs
 from snapfs.cli.options import settings_options
 from snapfs.cli.render import complain, flush, line
 from snapfs.cli.start import begin_work
+from snapfs.repo.dumps import no_core_dumps
 from snapfs.repo.errors import Damaged, SnapfsError
 
 VERBS = {
@@ -238,6 +239,8 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if not os.environ.get("SNAPFS_DEBUG"):
+        no_core_dumps()
     gc.freeze()
     gc.set_threshold(
         50_000, 20, 50

@@ -18,6 +18,10 @@ from snapfs.repo.restore import restore as run_restore
 from snapfs.repo.select import Filter
 
 _FAILED, _DAMAGED = 1, 20
+_UNTRUSTED = (
+    "this repository was not made on this machine: setuid and setgid bits, devices and security attributes are left out; "
+    "if you trust all who write to it: --trusted"
+)
 
 
 @command()
@@ -50,7 +54,11 @@ _FAILED, _DAMAGED = 1, 20
     metavar="N",
     help="Leave out the first N folders of each path.",
 )
-@click.option("--untrusted", is_flag=True, help="No setuid bits, devices or security attributes.")
+@click.option(
+    "--untrusted/--trusted",
+    default=None,
+    help="No setuid bits, devices or security attributes (default: if this machine did not make the repository), or all.",
+)
 def restore(settings: Settings, snapshot: bytes, wanted: Filter, target: bytes, **given: Any) -> int:
     """Copy files out of a snapshot, with everything that is kept of them.
 
@@ -87,6 +95,11 @@ def restore(settings: Settings, snapshot: bytes, wanted: Filter, target: bytes, 
             folder, _, name = path.rpartition(b"/")
             root = repository.trees.resolve(chosen.record.root, folder)
             selected["include"] = ["/" + _literal(name)]
+        if given["untrusted"] is None:
+            own = repository.created_here
+            given["untrusted"] = not own
+            if not own:
+                progress.notice(_UNTRUSTED)
         options = RestoreOptions(selection=Selection.build(**selected), overwrite=overwrite, **given)
         if not (settings.json or settings.quiet):
             out(

@@ -1,5 +1,6 @@
 """What this machine remembers of one repository at one place: its client id, the heads it has seen, the key slot that opened,
-the events whose loss was accepted, the volumes found damaged, when it last looked, the snapshots whose time it doubts.
+the events whose loss was accepted, the volumes found damaged, when it last looked, the snapshots whose time it doubts, and
+whether it was made here.
 
 In XDG state, not in the cache: losing the cache must not lose the proof that a repository was rolled back, nor make a backup
 rely on what is known to be damaged.
@@ -12,11 +13,11 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from snapfs.repo.format.records import Head
+from snapfs.repo.format.records import UNDECODABLE, Head
 from snapfs.repo.storage.base import NO_FOLDER_FSYNC
 from snapfs.repo.system import System
 
@@ -55,6 +56,8 @@ class Remembered(msgspec.Struct, frozen=True):
     """(id, when it was first seen) of snapshots whose time does not fit that."""
     gaps: tuple[bytes, ...] = ()
     """Names of events that were known, and could not be read at the last look."""
+    created: bytes = b""
+    """Keys.fingerprint of a repository that this machine made."""
 
 
 class Client:
@@ -96,6 +99,7 @@ class Client:
         looked: int | None = None,
         doubted: Iterable[tuple[bytes, int]] | None = None,
         gaps: Iterable[bytes] | None = None,
+        created: bytes | None = None,
     ) -> None:
         """Whatever is given takes the place of what was remembered of it.  From any thread."""
         with self._lock:
@@ -111,6 +115,7 @@ class Client:
                 old.looked,
                 old.doubted if doubted is None else tuple(sorted(doubted)),
                 old.gaps if gaps is None else tuple(sorted(gaps)),
+                old.created if created is None else created,
             )
             if looked is not None and (self.remembered != self._read or not 0 <= looked - old.looked < _LOOK):
                 self.remembered = msgspec.structs.replace(self.remembered, looked=looked)
@@ -151,22 +156,30 @@ class Client:
 
     def _heads_at(self, place: bytes) -> tuple[Head, ...]:
         """What was seen of this repository at this path, in folders that were other ones."""
-        if self._path is None or not place:
-            return ()
+        heads: dict[Head, None] = {}
+        for found in self._elsewhere() if place else ():
+            if found.place == place:
+                heads.update(dict.fromkeys(found.heads))
+        return tuple(heads)
+
+    def created(self, fingerprint: bytes) -> bool:
+        """Whether this machine made the repository of these keys, here or where this is a copy of."""
+        return any(found.created == fingerprint for found in (self.remembered, *self._elsewhere()))
+
+    def _elsewhere(self) -> Iterator[Remembered]:
+        """What is remembered of repositories of this id in other folders."""
+        if self._path is None:
+            return
         own = os.path.dirname(self._path)
         prefix = os.path.basename(own).partition("-")[0] + "-"
-        heads: dict[Head, None] = {}
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(os.path.dirname(own))):
                 if name.startswith(prefix) and name != os.path.basename(own):
-                    with (
-                        contextlib.suppress(OSError),
-                        open(os.path.join(os.path.dirname(own), name, "client"), "rb") as f,
-                    ):
-                        found = _decode(f.read())
-                        if found is not None and found.place == place:
-                            heads.update(dict.fromkeys(found.heads))
-        return tuple(heads)
+                    with contextlib.suppress(OSError):
+                        with open(os.path.join(os.path.dirname(own), name, "client"), "rb") as f:
+                            found = _decode(f.read())
+                        if found is not None:
+                            yield found
 
     def _save(self) -> None:
         if self._path is None or self.is_unreadable:
@@ -246,7 +259,7 @@ def _decode(data: bytes) -> Remembered | None:
             return None
     try:
         found = msgspec.msgpack.decode(data, type=Remembered)
-    except (msgspec.DecodeError, ValueError):
+    except UNDECODABLE:
         return None
     return found if len(found.client) == 16 else None
 

@@ -56,7 +56,7 @@ def open_config(
     """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
     problem = None
     try:
-        data = storage.read("config")
+        data = storage.read("config", 0, L.RECORD_LIMIT)
         record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
     except (Damaged, StorageError) as error:
         problem, record = str(error), bundle.config

@@ -134,14 +134,23 @@ class Contents:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def holes(self, node: Node) -> Iterator[tuple[int, int]]:
-        """(offset, length) of each hole, ascending."""
+        """(offset, length) of each hole, ascending.
+
+        A map that goes back, or beyond the file, ends there: it only says where zeros need no place, and one page named
+        again and again would never end."""
+        end = 0
+        for offset, length in self._mapped(node):
+            if offset < end or offset + length > (node.size or 0):
+                return
+            end = offset + length
+            yield offset, length
+
+    def _mapped(self, node: Node) -> Iterator[tuple[int, int]]:
         if node.holes is None:
-            return
+            return iter(())
         if node.holes.root is None:
-            yield from node.holes.extents or ()
-        else:
-            for found in self._holes.iterate(node.holes.root):
-                yield found.entry
+            return iter(node.holes.extents or ())
+        return (found.entry for found in self._holes.iterate(node.holes.root))
 
     def xattrs(self, node: Node) -> Iterator[tuple[bytes, bytes]]:
         """(name, value) of each extended attribute."""
@@ -152,19 +161,27 @@ class Contents:
             yield attribute.name, value
 
     def blobs(self, node: Node) -> Iterator[tuple[Kind, bytes]]:
-        """(kind, id) of every blob of a node but those of directories; pages before what they name."""
+        """(kind, id) of every blob of a node but those of directories; pages before what they name, and each page once: a
+        list that names one page again and again is as long as a file can be."""
         for attribute in node.xattrs or ():
             if attribute.blob is not None:
                 yield Kind.XATTR, attribute.blob
         if node.holes is not None and node.holes.root is not None:
-            yield from ((Kind.HOLES, page) for page in page_ids(self._holes, node.holes.root))
+            yield from (
+                (Kind.HOLES, p) for p in self._holes.distinct(node.holes.root) if isinstance(p, bytes)
+            )
         if not node.is_file:
             return
-        if node.root is not None:
-            yield from ((Kind.LIST, page) for page in page_ids(self._extents, node.root))
-        for _, blob, _ in self._from(node, 0):
-            if blob is not None:
-                yield Kind.CONTENT, blob
+        if node.root is None:
+            yield from ((Kind.CONTENT, blob) for blob, _ in node.blobs or () if blob is not None)
+            return
+        for page in self._extents.distinct(node.root):
+            if isinstance(page, bytes):
+                yield Kind.LIST, page
+            else:
+                yield from ((Kind.CONTENT, blob) for blob, _ in page if blob is not None)
+        if self._extents.page(node.root)[1].bytes[-1] != node.size:
+            raise _other_length(node)
 
     def _from(self, node: Node, offset: int) -> Iterator[tuple[int, bytes | None, int]]:
         """(offset, id or None, length) of the extents from the one that covers `offset`."""
@@ -181,7 +198,7 @@ class Contents:
             last = found.bytes_before + found.entry[1]
             yield found.bytes_before, found.entry[0], found.entry[1]
         if last != node.size:
-            raise Damaged(f"file {node.name!r} is not as long as it says", "content list")
+            raise _other_length(node)
 
     @staticmethod
     def _slice(span: Span, data: bytes) -> bytes:
@@ -190,14 +207,5 @@ class Contents:
         return data if span.size == span.length else data[span.skip : span.skip + span.size]
 
 
-def page_ids(
-    reader: PageReader[tuple[int, int]] | PageReader[tuple[bytes | None, int]], root: bytes
-) -> Iterator[bytes]:
-    """The root page and every page below it."""
-    yield root
-    level, page = reader.page(root)
-    for branch in page.branches or ():
-        if level == 1:
-            yield branch.id
-        else:
-            yield from page_ids(reader, branch.id)
+def _other_length(node: Node) -> Damaged:
+    return Damaged(f"file {node.name!r} is not as long as it says", "content list")

@@ -29,7 +29,6 @@ from snapfs.repo.model import Snapshot
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
-_LARGEST_EVENT = 4 * 1024 * 1024
 _AGAIN_SECONDS = 60
 """A failing disk may take ten for each try."""
 
@@ -168,7 +167,7 @@ class Events:
             epoch=self._keys.epoch,
         )
         data = seal_record(sealer, records.encode(event))
-        if len(data) > _LARGEST_EVENT:
+        if len(data) > L.RECORD_LIMIT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
         name = hashlib.sha256(data).digest()
         self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, event, back))
@@ -209,7 +208,7 @@ class Events:
     def _open(self, name: bytes, size: int) -> Event | str:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
-        if size > _LARGEST_EVENT:
+        if size > L.RECORD_LIMIT:
             return f"event {name.hex()[:8]} is damaged: too large"
         try:
             data = self._read(path)

@@ -25,6 +25,8 @@ class Keys:
         id_key = self._keys[b"id", 1]
         self.blob_keys = {kind: hkdf(id_key, None, label) for kind, label in L.ID_LABELS.items()}
         self._snapshot = hkdf(id_key, None, L.SNAPSHOT_ID_LABEL)
+        self.fingerprint = hkdf(id_key, None, L.FINGERPRINT_LABEL, 16)
+        """Tells this repository from one that somebody made with the same id."""
         self.page = hkdf(id_key, None, L.PAGE_LABEL)
         self.chunker = self._keys[b"chunker", 1]
         self.index_tag = hkdf(self._keys[b"index", 1], None, L.INDEX_TAG_LABEL)

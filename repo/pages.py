@@ -24,11 +24,13 @@ from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.crypto import keyed_hash
 from snapfs.repo.format.records import Branch
-from snapfs.repo.model import BlobId, Kind
+from snapfs.repo.model import BlobId, Kind, MiB
 
 Put = Callable[[Kind, bytes], BlobId]
 T = TypeVar("T")
 _CACHED_PAGES = 1024
+_CACHED_BYTES = 8 * MiB
+"""Of their records.  Decoded they take several times that; only pages far larger than any writer makes get there first."""
 
 
 class Sums(NamedTuple):
@@ -191,6 +193,8 @@ class PageReader(Generic[T]):
         self._leaf = leaf
         self._cached = cached
         self._pages: OrderedDict[bytes, tuple[int, Page[T]]] = OrderedDict()
+        self._sizes: dict[bytes, int] = {}
+        self._size = 0
         self._lock = threading.Lock()
 
     def iterate(self, root: BlobId | bytes, start: int = 0) -> Iterator[Found[T]]:
@@ -239,14 +243,39 @@ class PageReader(Generic[T]):
             if got is not None:
                 self._pages.move_to_end(page)
         if got is None:
-            got = self._decode(self._blobs.get(BlobId(page), self._kind), page.hex()[:16])
+            data = self._blobs.get(BlobId(page), self._kind)
+            got = self._decode(data, page.hex()[:16])
             with self._lock:
-                self._pages[page] = got
-                if len(self._pages) > self._cached:
-                    self._pages.popitem(last=False)
+                self._keep(page, got, len(data))
         if expected is not None and got[0] != expected:
             raise Damaged(f"page {page.hex()[:16]} is on the wrong level", "tree")
         return got
+
+    def distinct(self, root: BlobId | bytes) -> Iterator[bytes | list[T]]:
+        """Every page once, however often it is named: its id before it is read; then, if it is one of leaves, its entries."""
+        known: dict[bytes, tuple[int, int, int, int]] = {}
+        stack: list[tuple[bytes, tuple[int, int, int, int] | None]] = [(root, None)]
+        while stack:
+            page_id, said = stack.pop()
+            found = known.get(page_id)
+            if found is None:
+                yield page_id
+                level, page = self.page(page_id)
+                found = known[page_id] = (level, page.entries[-1], page.nodes[-1], page.bytes[-1])
+                if page.leaves is not None:
+                    yield page.leaves
+                stack += [
+                    (b.id, (level - 1, b.entries, b.nodes, b.size)) for b in reversed(page.branches or ())
+                ]
+            if said is not None and found != said:
+                raise Damaged(f"page {page_id.hex()[:16]} does not add up to what is said of it", "tree")
+
+    def _keep(self, page_id: bytes, page: tuple[int, Page[T]], size: int) -> None:
+        self._size += size - self._sizes.get(page_id, 0)
+        self._pages[page_id], self._sizes[page_id] = page, size
+        while len(self._pages) > self._cached or (self._size > _CACHED_BYTES and len(self._pages) > 1):
+            old, _ = self._pages.popitem(last=False)
+            self._size -= self._sizes.pop(old)
 
     def _decode(self, data: bytes, where: str) -> tuple[int, Page[T]]:
         page = records.decode_page(data, where)

@@ -85,9 +85,10 @@ class Repository:
     @staticmethod
     def create(place: str, password: bytes, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
                chunks: tuple[int, int, int] = (256 * KiB, MiB, 4 * MiB), label: str = "", host: str = "", user: str = "",
-               system: System = System()) -> bytes:  # fmt: skip
+               remember_in: str | None = None, system: System = System()) -> bytes:  # fmt: skip
         """Make an empty repository in a folder that is absent, empty, or left half-made; returns its id (16 bytes).
 
+        `remember_in`: the folder of states in which it is noted that this machine made it.
         The config is written last: before it is there, there is no repository.  Raises RepositoryExists, StorageError.
         """
         try:
@@ -113,6 +114,9 @@ class Repository:
         storage.put("config", data, lambda back: verify_config(keys, back, bundle))
         if storage.read("config") != data:
             raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
+        if remember_in is not None:
+            state = os.path.join(remember_in, _state_name(repository, storage))
+            Client(state, system, storage.real_path).remember(created=keys.fingerprint)
         storage.close()
         return repository
 
@@ -137,8 +141,8 @@ class Repository:
     def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
               cache_bytes: int, progress: Progress, system: System) -> Repository:  # fmt: skip
         repository = repository_id(storage)
-        here = f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
-        state_dir = state_dir or platformdirs.user_state_dir("snapfs", appauthor=False)
+        here = _state_name(repository, storage)
+        state_dir = state_dir or default_state_dir()
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
         client = Client(os.path.join(state_dir, here), system, storage.real_path)
         slot, bundle = open_with(password, storage, repository, client.remembered.slot)
@@ -193,6 +197,11 @@ class Repository:
     def cache_folder(self) -> str | None:
         """Where the index lies: not to be backed up."""
         return self._index_folder
+
+    @property
+    def created_here(self) -> bool:
+        """Whether this machine made it, and remembers that: else its snapshots may be anybody's."""
+        return self.client.created(self.keys.fingerprint)
 
     def snapshots(self) -> list[StoredSnapshot]:
         """Complete and not forgotten, ascending by time.  What is wrong with the events is said once."""
@@ -327,6 +336,15 @@ class Repository:
     ) -> str:
         """Replace the slot in use: the new one is durable before the old one goes."""
         return self._slots.replace(password, cost, label, host, user)
+
+
+def default_state_dir() -> str:
+    """Where this user's machine keeps what it remembers of repositories."""
+    return platformdirs.user_state_dir("snapfs", appauthor=False)
+
+
+def _state_name(repository: bytes, storage: LocalStorage) -> str:
+    return f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
 
 
 def _refuse_occupied(storage: LocalStorage) -> None:

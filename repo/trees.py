@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from snapfs.repo.blobs import BlobReader
-from snapfs.repo.errors import SnapshotNotFound
+from snapfs.repo.errors import Damaged, SnapshotNotFound
+from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, Kind, Node
 from snapfs.repo.pages import Found, Leaf, PageReader, PageWriter, Put, Run, Sums
@@ -30,6 +31,10 @@ LEAF = Leaf(
     records.decode_nodes, lambda nodes: [node.name for node in nodes],
     lambda nodes: [nodes_of(node) for node in nodes], lambda nodes: [bytes_of(node) for node in nodes],
 )  # fmt: skip
+
+
+_HELD = 16
+"""Directories of a descent that keep the page they are at."""
 
 
 class DirectoryWriter:
@@ -76,8 +81,8 @@ class Trees:
         """The same, as many at once as come in one piece."""
         return iter(()) if node.root is None else self._pages.runs(node.root, start)
 
-    def children(self, node: Node) -> Iterator[Node]:
-        return (found.entry for found in self.entries(node))
+    def children(self, node: Node, start: int = 0) -> Iterator[Node]:
+        return (found.entry for found in self.entries(node, start))
 
     def lookup(self, node: Node, name: bytes) -> Found[Node] | None:
         return None if node.root is None else self._pages.by_name(node.root, name)
@@ -105,17 +110,66 @@ class Trees:
 
     def walk(self, node: Node, path: bytes = b"") -> Iterator[Walked]:
         """Everything below a directory in depth-first order, parents first; `path` is put before all names."""
-        stack = [(path, iter(self.children(node)))]
-        while stack:
-            above, entries = stack[-1]
-            child = next(entries, None)
+        descent = Descent(self, node)
+        while descent.depth:
+            child = descent.next()
             if child is None:
-                stack.pop()
+                left = descent.leave()
+                if descent.depth:
+                    path = path[: -1 - len(left.name)]
                 continue
-            here = above + b"/" + child.name
+            here = path + b"/" + child.name
             yield Walked(here, child)
             if child.is_dir:
-                stack.append((here, iter(self.children(child))))
+                descent.enter(child)
+                path = here
+
+
+class Descent:
+    """Directories within one another, and how far each is read.  However deep, only a few hold a page."""
+
+    def __init__(self, trees: Trees, root: Node) -> None:
+        self._trees = trees
+        self._open: list[_Level] = []
+        self.enter(root)
+
+    @property
+    def depth(self) -> int:
+        """1: in the directory that it began with."""
+        return len(self._open)
+
+    def next(self) -> Node | None:
+        """The next entry of the directory entered last; None at its end.  Raises Damaged, also where it is too deep."""
+        level = self._open[-1]
+        if level.entries is None:
+            check_depth(len(self._open))
+            level.entries = self._trees.children(level.node, level.taken)
+        level.taken += 1
+        return next(level.entries, None)
+
+    def enter(self, node: Node) -> None:
+        self._open.append(_Level(node))
+        if len(self._open) > _HELD:
+            self._open[-_HELD - 1].entries = None
+
+    def leave(self) -> Node:
+        """The directory that is left."""
+        return self._open.pop().node
+
+
+class _Level:
+    __slots__ = ("entries", "node", "taken")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.entries: Iterator[Node] | None = None
+        self.taken = 0
+
+
+def check_depth(depth: int) -> None:
+    """Raise Damaged for a directory in more than L.DEPTH_LIMIT others: what is done at every entry takes its path's length."""
+    if depth > L.DEPTH_LIMIT:
+        raise Damaged(f"more than {L.DEPTH_LIMIT:,} directories within one another", "tree")
 
 
 class Walked(NamedTuple):

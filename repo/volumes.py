@@ -105,8 +105,11 @@ class Volumes:
             raise Damaged("the disk cannot read it: Input/output error", path) from error
 
     def what_can_be_read(self, path: str) -> tuple[bytes, bool]:
-        """A whole volume, with zeros for what the disk does not give back; and whether there is such a part."""
-        size = min(self.storage.size(path) or 0, L.VOLUME_SIZE_LIMIT)  # what is behind that is none of it
+        """A whole volume, with zeros for what the disk does not give back; and whether there is such a part.  Nothing of a file
+        that is longer than any volume."""
+        size = self.storage.size(path) or 0
+        if size > L.VOLUME_SIZE_LIMIT:
+            return b"", False
         with contextlib.suppress(Damaged):
             return self._read(path, 0, size), False
         parts = []
@@ -139,6 +142,8 @@ class Volumes:
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:
             raise Damaged("cut short", path)
+        if size > L.VOLUME_SIZE_LIMIT:
+            raise Damaged("longer than a volume can be", path)
         start = max(size - _TAIL_READ, 0)
         end = self._read(path, start, size - start)
         if len(end) != size - start:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,7 +15,9 @@ from snapfs.cli import main
 from snapfs.cli.main import ELSEWHERE, VERBS, group, unknown_verb
 from snapfs.repo.index_environment import Environment, IndexBroken
 from snapfs.repo.index_rows import Rows
-from support.cli import PASSWORD, Cli, command
+from snapfs.repo.repository import Repository
+from snapfs.repo.system import System
+from support.cli import CHEAP, PASSWORD, Cli, command
 
 
 @pytest.fixture
@@ -520,6 +524,50 @@ def test_restore(cli: Cli) -> None:
     assert (planned["message_type"], planned["files_deleted"]) == ("summary", 1)
     assert (cli.folder / "back" / "stranger").exists()
     assert cli("restore", f"latest:{cli.source}/a", "-t", "x", "-i", "a").code == 1
+
+
+def test_a_repository_of_others_is_not_trusted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one's own is, on the machine that made it, at another place too; what is left out is said, and can be had."""
+    (cli.source / "tool").write_bytes(b"tool")
+    (cli.source / "tool").chmod(0o4755)
+    cli.snapshot()
+
+    def restored(target: str, *args: str) -> tuple[int, bool]:
+        done = cli("restore", f"latest:{cli.source}", "-t", target, *args).ok()
+        said = [text for text in done.err.splitlines() if "not made on this machine" in text]
+        assert all("--trusted" in text for text in said), done
+        assert len(said) < 2, done
+        return stat.S_IMODE((cli.folder / target / "tool").stat().st_mode), bool(said)
+
+    assert restored("own") == (0o4755, False)
+    assert restored("own, not trusted", "--untrusted") == (0o755, False)
+    shutil.copytree(cli.repo, cli.folder / "moved")
+    monkeypatch.setenv("SNAPFS_REPOSITORY", str(cli.folder / "moved"))
+    assert restored("at another place") == (0o4755, False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(cli.folder / "new machine"))
+    assert restored("new machine") == (0o755, True)
+    assert restored("new machine, trusted", "--trusted") == (0o4755, False)
+    monkeypatch.setenv("SNAPFS_RESTORE__UNTRUSTED", "0")
+    assert restored("new machine, for good") == (0o4755, False)
+
+
+def test_a_repository_with_the_id_of_ones_own_is_not_trusted(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id stands in the clear: one who has seen it can make another repository of that id, with keys of his own."""
+    cli.snapshot()
+    mine = Repository.open(str(cli.repo), PASSWORD, cache_dir=str(cli.folder / "c"), no_cache=True)
+    with mine:
+        identity = mine.id
+        assert mine.created_here
+    monkeypatch.setattr(System, "salt", lambda self, client=b"": identity + os.urandom(16))
+    Repository.create(str(cli.folder / "theirs"), PASSWORD, cost=CHEAP)
+    monkeypatch.undo()
+    with Repository.open(
+        str(cli.folder / "theirs"), PASSWORD, state_dir=str(cli.folder / "home" / "snapfs"), no_cache=True
+    ) as theirs:
+        assert theirs.id == identity
+        assert not theirs.created_here
 
 
 def test_damage_is_said_and_exits_20(cli: Cli) -> None:

@@ -234,6 +234,34 @@ def test_each_object_once_more_under_a_name_of_its_own(micro: Micro, rounds: Rou
                 assert len(repository.snapshots()) == 2
 
 
+def test_objects_of_another_repository_with_the_same_password(
+    micro: Micro, tmp_path: Path, rounds: Rounds
+) -> None:
+    """In the place of one's own, and beside them under their own names.  A key slot of theirs opens, and has other keys."""
+    other = Micro(tmp_path)
+    pairs = list(itertools.product(other.objects, micro.objects))
+    for turn, (theirs, ours) in enumerate(rounds.some(pairs, 30)):
+        micro.reset(keep_index=bool(turn % 2))
+        ours.write_bytes(theirs.read_bytes())
+        micro.judge(
+            f"their {theirs.relative_to(other.place)} as {ours.relative_to(micro.place)}",
+            restored=turn % 4 == 0,
+        )
+    for theirs in rounds.some([path for path in other.objects if path.name != "config"], 1000):
+        micro.reset(keep_index=False)
+        target = micro.place / theirs.relative_to(other.place)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(theirs.read_bytes())
+        # A key slot more is nothing wrong: it opens nothing of this repository.
+        micro.judge(
+            f"their {target.relative_to(micro.place)} beside",
+            restored=True,
+            found=target.parent.name != "keys",
+        )
+        with repositories.open_(micro.folder) as repository:
+            assert len(repository.snapshots()) == 2
+
+
 def test_what_disks_do(micro: Micro, rounds: Rounds) -> None:
     """Sectors, zeros, several bits, several objects at once."""
     for seed in rounds.seeds(60):

@@ -23,6 +23,7 @@ from snapfs.repo.backup.parents import Earlier, EarlierDirectory, KeepingWriter
 from snapfs.repo.backup.patterns import DirectoryRules
 from snapfs.repo.backup.sources import Branching, Protected
 from snapfs.repo.errors import RepositoryError, SourceError
+from snapfs.repo.format import labels as L
 from snapfs.repo.model import Node
 from snapfs.repo.packing import Putter
 from snapfs.repo.progress import Progress
@@ -164,6 +165,9 @@ class Walker:
         why = self._protected.reason(st)
         if why is not None:
             self._progress.notice(f"{path.decode('utf-8', 'backslashreplace')}: left out, it is {why}")
+            return
+        if len(self._stack) >= L.DEPTH_LIMIT:
+            self._failed(path, f"more than {L.DEPTH_LIMIT:,} folders within one another")
             return
         whole = below is not None and below.whole
         try:

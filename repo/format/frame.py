@@ -90,7 +90,10 @@ def decompress(codec: int, body: bytes, length: int, where: str) -> bytes:
 
 def decompress_unsized(body: bytes, where: str) -> bytes:
     """The plaintext of a compressed frame whose header, and with it the length, is lost.  Raises Damaged."""
-    length = zstandard.frame_content_size(body)
+    try:
+        length = zstandard.frame_content_size(body)
+    except zstandard.ZstdError as error:
+        raise Damaged("a frame that does not decompress", where) from error
     if not 0 <= length <= L.FRAME_PLAIN_LIMIT:
         raise Damaged("a frame that does not say its size", where)
     return decompress(L.ZSTD, body, length, where)

@@ -50,6 +50,8 @@ FRAMES_PER_VOLUME = 1 << 16
 BLOBS_PER_VOLUME = 1 << 24
 VOLUME_SIZE = 64 * MiB
 VOLUME_SIZE_LIMIT = 1024 * MiB
+RECORD_LIMIT = 4 * MiB
+"""An event, the config or a key slot, as a file: readers look at no more of it."""
 PADDING_STEP = 4 * KiB
 RECORD_STEP = KiB
 
@@ -58,10 +60,17 @@ INLINE_EXTENTS = 8
 INLINE_XATTR = KiB
 INLINE_HOLES = 8
 NAME_LIMIT = 255
+DEPTH_LIMIT = 4096
+"""Directories within one another, that of the snapshot included: a path could not be worked with beyond."""
+XATTR_LIMIT = 64 * KiB
+"""Names of a node's extended attributes with a byte behind each: Linux lists no more (XATTR_LIST_MAX)."""
 
 # Paging of directories, content lists and hole maps (records.PageRule).
 PAGE_MINIMUM = 2 * KiB
 PAGE_MAXIMUM = 32 * KiB
+PAGE_ENTRIES = 16384
+"""Readers refuse a page of more: no writer gets near, since the smallest entry takes three bytes."""
+PAGE_LEVELS = 16
 PAGE_MASK = 0x3F
 """A page ends after an entry whose keyed hash has these bits clear: one in 64."""
 
@@ -99,6 +108,8 @@ SNAPSHOT_ID_LABEL = PREFIX + b"id/snapshot"
 PAGE_LABEL = PREFIX + b"page"
 """Of the key (derived from "id") that hashes names and ids for paging."""
 INDEX_TAG_LABEL = PREFIX + b"index tag"
+FINGERPRINT_LABEL = PREFIX + b"fingerprint"
+"""Of what a machine remembers a repository by that it made: 16 bytes from the key "id", never in the repository."""
 SALT_LABEL = PREFIX + b"salt"
 GEAR_LABEL = b"snapfs/1/gear table"
 """Message hashed by keyed BLAKE3 (key "chunker") into the chunker's table of 256 little-endian 64-bit words."""

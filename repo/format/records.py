@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ class Page(msgspec.Struct, array_like=True, frozen=True):
 
     version: int
     level: int
-    entries: list[msgspec.Raw]
+    entries: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=L.PAGE_ENTRIES)]
 
 
 class Branch(msgspec.Struct, array_like=True, frozen=True):
@@ -119,6 +119,9 @@ EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVEN
 EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEY_ADDED + 1)
 KEY_RECOVERY = b"recovery"
 
+UNDECODABLE = (msgspec.DecodeError, RecursionError, ValueError)
+"""What msgspec raises for bytes that are no such record: the second for arrays in arrays in arrays."""
+
 T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 encode_into = msgspec.msgpack.Encoder().encode_into
@@ -134,7 +137,7 @@ def decode(kind: type[T], data: bytes | msgspec.Raw, where: str) -> T:
     """Decode a record of this type.  Raises Damaged, or UnsupportedFormat for a newer version of it."""
     try:
         found = msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, ValueError) as error:
+    except UNDECODABLE as error:
         _refuse_newer(data, f"{kind.__name__.lower()} record", where)
         raise Damaged(f"{kind.__name__.lower()} record does not decode: {error}", where) from error
     if getattr(found, "version", VERSION) > VERSION:
@@ -144,7 +147,7 @@ def decode(kind: type[T], data: bytes | msgspec.Raw, where: str) -> T:
 
 def _refuse_newer(data: bytes | msgspec.Raw, what: str, where: str) -> None:
     """Raise UnsupportedFormat for a newer version, whatever shape the fields after it have."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(*UNDECODABLE):
         if _versioned(data).version > VERSION:
             raise UnsupportedFormat(f"{where}: a newer kind of {what}: install a newer snapfs")
 
@@ -156,13 +159,13 @@ def encode_page(level: int, entries: list[msgspec.Raw]) -> bytes:
 def decode_page(data: bytes, where: str) -> Page:
     try:
         page = _page(data)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         _refuse_newer(data, "page", where)
         raise Damaged("a page that does not decode", where) from error
     if page.version > VERSION:
         _refuse_newer(data, "page", where)
-    if not page.entries or not 0 <= page.level <= 16:
-        raise Damaged("a page without entries or too deep", where)
+    if not 0 <= page.level <= L.PAGE_LEVELS:
+        raise Damaged("a page too high above its entries", where)
     return page
 
 
@@ -175,7 +178,7 @@ def decode_nodes(raws: Iterable[msgspec.Raw | bytes], where: str) -> list[Node]:
     """The entries of one page.  Listing a mount is for the most part this: calls are spared where nearly all nodes are sound."""
     try:
         nodes = [_node(raw) for raw in raws]
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise Damaged("an entry that does not decode", where) from error
     for node in nodes:
         name = node.name
@@ -187,6 +190,7 @@ def decode_nodes(raws: Iterable[msgspec.Raw | bytes], where: str) -> list[Node]:
 
 
 _NO_NAMES = (b".", b"..")
+_FEW_XATTRS = 64
 
 
 def check_name(name: bytes, where: str) -> None:
@@ -205,6 +209,8 @@ def _is_plain_file(node: Node) -> bool:
     """Whether it is what nearly all nodes are: a sound file of one blob or none.  All checks took a fifth of listing a mount."""
     if node.type != _FILE or node.root is not None or node.holes is not None or node.below is not None:
         return False
+    if node.mode & ~0o7777 or (node.xattrs is not None and len(node.xattrs) > _FEW_XATTRS):
+        return False
     blobs = node.blobs
     if blobs is None:
         return node.size == len(node.data or b"")
@@ -218,11 +224,15 @@ def _check_any(node: Node, where: str) -> None:
     kind, below = node.type, node.below
     if not NodeType.FILE <= kind <= NodeType.SOCKET:
         raise Damaged(f"entry {node.name!r} is of unknown type {kind}", where)
+    if node.mode & ~0o7777:
+        raise Damaged(f"entry {node.name!r} has a mode that cannot be", where)
     for blob in (node.root, *(() if node.blobs is None else (b for b, _ in node.blobs))):
         if blob is not None and len(blob) != L.ID_SIZE:
             raise Damaged(f"entry {node.name!r} has a bad id", where)
     if below is not None and min(below.nodes, below.files, below.size) < 0:
         raise Damaged(f"entry {node.name!r} has bad sums", where)
+    if node.xattrs is not None and sum(len(a.name) + 1 for a in node.xattrs) > L.XATTR_LIMIT:
+        raise Damaged(f"entry {node.name!r} has more attributes than a file can have", where)
     if node.holes is not None and any(
         offset < 0 or length <= 0 for offset, length in node.holes.extents or ()
     ):
@@ -250,7 +260,7 @@ def _content_length(node: Node) -> int:
 def decode_branch(raw: msgspec.Raw, where: str) -> Branch:
     try:
         branch = _branch(raw)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise Damaged("a page entry that does not decode", where) from error
     if len(branch.id) != L.ID_SIZE or branch.entries <= 0 or min(branch.size, branch.nodes, branch.files) < 0:
         raise Damaged("a page entry with bad sums", where)
@@ -260,7 +270,7 @@ def decode_branch(raw: msgspec.Raw, where: str) -> Branch:
 def decode_extent(raw: msgspec.Raw, where: str) -> tuple[bytes | None, int]:
     try:
         blob, length = _extent(raw)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise Damaged("an extent that does not decode", where) from error
     if length <= 0 or (blob is not None and (len(blob) != L.ID_SIZE or length > MAX_BLOB)):
         raise Damaged("a bad extent", where)
@@ -270,7 +280,7 @@ def decode_extent(raw: msgspec.Raw, where: str) -> tuple[bytes | None, int]:
 def decode_hole(raw: msgspec.Raw, where: str) -> tuple[int, int]:
     try:
         offset, length = _hole(raw)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise Damaged("a hole that does not decode", where) from error
     if offset < 0 or length <= 0:
         raise Damaged("a bad hole", where)

@@ -15,6 +15,7 @@ import msgspec
 from snapfs.repo.errors import Damaged
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.envelope import FrameHeader, Opener
+from snapfs.repo.format.records import UNDECODABLE
 from snapfs.repo.model import BlobId, Kind, Location
 
 _TAIL = struct.Struct("<IIQ")
@@ -137,7 +138,7 @@ def _parts(opener: Opener, tail: Tail, data: bytes | memoryview) -> Iterator[Dir
     for body in directory_plain(opener, tail, data):
         try:
             part = _decode(body)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise Damaged("a directory that does not decode", opener.where) from error
         if not all(map(_is_possible, part.frames)):
             raise Damaged("a directory with an impossible frame", opener.where)

@@ -10,7 +10,7 @@ from snapfs.repo.errors import Damaged
 from snapfs.repo.format.records import Branch
 from snapfs.repo.model import Kind, Node
 from snapfs.repo.pages import PageReader
-from snapfs.repo.trees import LEAF
+from snapfs.repo.trees import LEAF, check_depth
 
 _CACHED = 64
 _ROOT = 1 << 30
@@ -44,9 +44,11 @@ class Paired(Protocol):
 
 def side_by_side(a: Node, b: Node, paired: Paired) -> Iterator[tuple[bytes, Node | None, Node | None]]:
     """(path, node of a, node of b) of everything below two directories that is not equal page for page; parents first."""
-    stack = [(b"", _merge(*paired(b"", a, b)))]
+    path = b""
+    stack = [(0, _merge(*paired(b"", a, b)))]
     while stack:
-        path, pairs = stack[-1]
+        length, pairs = stack[-1]
+        path = path[:length]
         pair = next(pairs, None)
         if pair is None:
             stack.pop()
@@ -59,7 +61,9 @@ def side_by_side(a: Node, b: Node, paired: Paired) -> Iterator[tuple[bytes, Node
             new if new is not None and new.is_dir else None,
         )
         if below[0] is not None or below[1] is not None:
-            stack.append((here, _merge(*paired(here, *below))))
+            check_depth(len(stack) + 1)
+            stack.append((len(here), _merge(*paired(here, *below))))
+            path = here
 
 
 def _merge(old: Front, new: Front) -> Iterator[tuple[Node | None, Node | None]]:

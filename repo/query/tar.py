@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from snapfs.repo.model import Node, NodeType
+from snapfs.repo.errors import Damaged
+from snapfs.repo.model import MiB, Node, NodeType
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -26,6 +27,9 @@ _TYPES = {
 }
 _ACLS = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
 _ACL_TAGS = {0x01: "user:", 0x02: "user:{}", 0x04: "group:", 0x08: "group:{}", 0x10: "mask:", 0x20: "other:"}
+
+_ATTRIBUTES = 16 * MiB
+"""Of one entry, with their names: they all stand in its header, which is in memory."""
 
 
 def header(
@@ -67,9 +71,15 @@ def header(
         records.append((b"mtime", _decimal(node.mtime)))
     if not all(_is_utf8(value) for _, value in records):
         records.insert(0, (b"hdrcharset", b"BINARY"))
+    room = _ATTRIBUTES
     if link_to is None:
         for key, value in xattrs:
             records.append((b"SCHILY.xattr." + key, value))
+            room -= len(key) + len(value)
+            if room < 0:
+                raise Damaged(
+                    f"entry {node.name!r} has more attributes than can be put into an archive", "tree"
+                )
             acl = _acl_text(value) if key in _ACLS else None
             if acl is not None:
                 records.append((_ACLS[key], acl))

@@ -32,27 +32,22 @@ def temporary_name() -> bytes:
     return b".snapfs-" + secrets.token_hex(8).encode()
 
 
-def by_descriptor(above: int, name: bytes) -> bytes:
-    """A path to a name in an open directory, for calls that take no dir_fd; its last component must not be followed."""
-    return b"/proc/self/fd/%d/%s" % (above, name)
-
-
-def change_mode(name: bytes, above: int, mode: int) -> None:
-    """chmod that does not follow a link (the kernel refuses one)."""
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-    try:
-        os.chmod(b"/proc/self/fd/%d" % fd, mode)
-    finally:
-        os.close(fd)
+def by_descriptor(fd: int) -> bytes:
+    """A path that means what a descriptor was opened on, a link too: for calls that take no descriptor, or none of O_PATH."""
+    return b"/proc/self/fd/%d" % fd
 
 
 def open_directory(name: bytes, above: int) -> tuple[int, os.stat_result]:
     """(descriptor, status as it was) of a directory that is then readable and writable for its owner, if that is who we are."""
-    found = os.stat(name, dir_fd=above, follow_symlinks=False)
-    mode = stat.S_IMODE(found.st_mode)
-    if os.geteuid() == found.st_uid != 0 and stat.S_ISDIR(found.st_mode) and mode & _OWNER != _OWNER:
-        change_mode(name, above, mode | _OWNER)
-    return os.open(name, DIRECTORY, dir_fd=above), found
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        found = os.fstat(fd)
+        mode = stat.S_IMODE(found.st_mode)
+        if os.geteuid() == found.st_uid != 0 and mode & _OWNER != _OWNER:
+            os.chmod(by_descriptor(fd), mode | _OWNER)
+        return os.open(by_descriptor(fd), DIRECTORY & ~os.O_NOFOLLOW), found
+    finally:
+        os.close(fd)
 
 
 def _identity(fd: int) -> tuple[int, int]:

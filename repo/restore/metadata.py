@@ -18,8 +18,8 @@ from functools import lru_cache, partial
 
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import RepositoryError
-from snapfs.repo.model import Node, NodeType
-from snapfs.repo.restore.folders import by_descriptor, change_mode
+from snapfs.repo.model import FORMATS, Node, NodeType
+from snapfs.repo.restore.folders import by_descriptor
 
 ACL_ACCESS, ACL_DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
 _PRIVILEGED = (b"security.", b"trusted.")
@@ -97,20 +97,28 @@ class Metadata:
             self._warn(path, f"times not restored: {strerror(error)}")
 
     def to_name(self, name: bytes, above: int, node: Node, path: bytes, was_there: bool = False) -> None:
-        """Anything, by its name in an open directory; a link itself, never what it points to."""
-        kept = self._own(
-            lambda uid, gid: os.chown(name, uid, gid, dir_fd=above, follow_symlinks=False), node, path
-        )
+        """Anything, by its name in an open directory; a link itself, never what it points to.  All is done to what the name
+        means now, and only if that is of the node's type: another may have been put there.  Raises OSError."""
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            if stat.S_IFMT(os.fstat(fd).st_mode) != FORMATS[NodeType(node.type)]:
+                raise OSError(errno.ESTALE, "something else was put in its place")
+            self._to_path(by_descriptor(fd), node, path, was_there)
+        finally:
+            os.close(fd)
+
+    def _to_path(self, opened: bytes, node: Node, path: bytes, was_there: bool) -> None:
+        kept = self._own(partial(os.chown, opened), node, path)
         if node.xattrs or was_there:
-            self._attributes(by_descriptor(above, name), node, path, was_there)
+            self._attributes(opened, node, path, was_there)
         if node.type != NodeType.SYMLINK:
             try:
-                change_mode(name, above, node.mode & kept)
+                os.chmod(opened, node.mode & kept)
             except OSError as error:
                 self._warn(path, f"mode not restored: {strerror(error)}")
         times = (node.mtime if node.atime is None else node.atime, node.mtime)
         try:
-            os.utime(name, ns=times, dir_fd=above, follow_symlinks=False)
+            os.utime(opened, ns=times)
         except (OSError, OverflowError) as error:
             self._warn(path, f"times not restored: {strerror(error)}")
 
@@ -141,9 +149,8 @@ class Metadata:
         return kept
 
     def _attributes(self, where: int | bytes, node: Node, path: bytes, was_there: bool) -> None:
-        follow = isinstance(where, int)
         if was_there:
-            self._remove_others(where, node, follow)
+            self._remove_others(where, node)
         attributes = self._contents.xattrs(node)
         while True:
             name = b""
@@ -153,7 +160,7 @@ class Metadata:
                     return
                 name, value = pair
                 if not (self._untrusted and name.startswith(_PRIVILEGED)):
-                    os.setxattr(where, name, value, follow_symlinks=follow)
+                    os.setxattr(where, name, value)
             except RepositoryError as error:
                 self._warn(path, f"extended attributes lost: {error}")
                 return
@@ -162,15 +169,15 @@ class Metadata:
                 self._warn(path, f"extended attribute {shown} not restored: {strerror(error)}")
 
     @staticmethod
-    def _remove_others(where: int | bytes, node: Node, follow: bool) -> None:
+    def _remove_others(where: int | bytes, node: Node) -> None:
         expected = {attribute.name for attribute in node.xattrs or ()}
         try:
-            found = [os.fsencode(name) for name in os.listxattr(where, follow_symlinks=follow)]
+            found = [os.fsencode(name) for name in os.listxattr(where)]
         except OSError:  # a file system without any
             return
         for name in found:
             if name not in expected and name.startswith(_OURS):
                 try:
-                    os.removexattr(where, name, follow_symlinks=follow)
+                    os.removexattr(where, name)
                 except OSError:  # not ours to remove
                     pass

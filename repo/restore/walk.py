@@ -12,7 +12,7 @@ from typing import NamedTuple
 from snapfs.repo.errors import RepositoryError
 from snapfs.repo.model import Node
 from snapfs.repo.restore.selection import Selection
-from snapfs.repo.trees import Trees
+from snapfs.repo.trees import Descent, Trees
 
 
 class Do(enum.IntEnum):
@@ -50,18 +50,17 @@ def steps(trees: Trees, root: Node, selection: Selection) -> Iterator[Step]:
         yield Step(Do.ENTRY, b"", root, 1)
         return
     folder, selective = b"", bool(selection)
-    stack = [(root, trees.children(root))]
-    while stack:
-        node, entries = stack[-1]
+    descent = Descent(trees, root)
+    while descent.depth:
         problem, child = None, None
         try:
-            child = next(entries, None)
+            child = descent.next()
         except RepositoryError as error:
             problem = error
-        depth = len(stack)
+        depth = descent.depth
         if child is None:
-            stack.pop()
-            if stack:
+            node = descent.leave()
+            if descent.depth:
                 folder = folder[: -len(node.name) - 1]
             yield Step(Do.LEAVE, folder, node, depth - 1, problem=problem)
             continue
@@ -76,6 +75,6 @@ def steps(trees: Trees, root: Node, selection: Selection) -> Iterator[Step]:
         if child.is_dir:
             yield Step(Do.ENTER, folder, child, depth, wanted)
             folder += b"/" + child.name
-            stack.append((child, trees.children(child)))
+            descent.enter(child)
         else:
             yield Step(Do.ENTRY, folder, child, depth)

@@ -14,7 +14,7 @@ import pytest
 
 from snapfs.cli.main import run
 from snapfs.repo.format.keyslot import Cost
-from snapfs.repo.repository import Repository
+from snapfs.repo.repository import Repository, default_state_dir
 
 PASSWORD = b"p\xff ssword"
 CHEAP = Cost(64, 1, 1)
@@ -60,7 +60,7 @@ class Cli:
 
     def create(self) -> None:
         """A repository whose password is derived at once."""
-        Repository.create(str(self.repo), PASSWORD, cost=CHEAP)
+        Repository.create(str(self.repo), PASSWORD, cost=CHEAP, remember_in=default_state_dir())
 
     def __call__(self, *args: str | bytes | Path) -> Done:
         self._capsys.readouterr()
