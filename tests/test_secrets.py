@@ -285,7 +285,7 @@ def _objects(place: Path, data: bytes) -> dict[str, int]:
     found = {
         str(p.relative_to(top)): p.stat().st_size
         for p in top.rglob("*")
-        if p.is_file() and p.name != "README.txt"
+        if p.is_file() and p.name != "README.txt" and p.parent.name != "locks"
     }
     shutil.rmtree(place)
     return found
