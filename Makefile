@@ -26,10 +26,10 @@ export PYTHON
 
 test: lint
 	@echo "-- tests"
-	@$(BIN)/pytest --strict-skips --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/pytest --strict-skips --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 torture: .venv/.dev
-	@$(BIN)/pytest -m torture --torture $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/pytest -m torture --torture $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	@echo "-- format, lint, types, layers"

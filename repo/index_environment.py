@@ -57,7 +57,7 @@ class Environment:
                         max_dbs=4,
                         mode=0o600,
                         max_readers=512,
-                        meminit=False,
+                        meminit=True,  # without it, whatever lay in memory before is written to the disk: names, keys
                         readahead=False,
                         sync=durable,
                     )

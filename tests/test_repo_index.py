@@ -659,3 +659,22 @@ def test_a_number_is_not_given_again_after_its_volume_was_forgotten(tmp_path: Pa
     second = Index(str(tmp_path / "index"), TAG)
     assert second.add(b"3" * 32, VolumeKind.DATA, 4096, entries(10)) == 3
     second.close()
+
+
+def test_memory_is_not_written_into_the_index(tmp_path: Path) -> None:
+    """Pages of LMDB have unused room, which was whatever malloc had given out before."""
+    canary = b"this was in the memory of the program"
+    held = [bytearray(canary * (size // len(canary))) for size in range(2000, 40_000, 40)]
+    del held
+    index = Index(str(tmp_path / "index"), TAG)
+    for n in range(20):
+        rows = [
+            (BlobId(random.Random(n * 1000 + m).randbytes(32)), Location(0, m, 1, 0, 9, m, 1))
+            for m in range(200)
+        ]
+        index.add(bytes([n]) * 32, VolumeKind.DATA, 1000, rows)
+        held = [bytearray(canary * 50) for _ in range(200)]
+        del held
+    index.close()
+    for path in (tmp_path / "index").rglob("data.mdb"):
+        assert canary not in path.read_bytes()

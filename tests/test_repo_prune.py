@@ -511,7 +511,13 @@ def test_on_a_full_disk_the_dead_go_without_a_byte_written(
     desk: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, _ = aged(desk)
-    desk.forget(first, second)
+    (desk.source / "much").write_bytes(
+        noise(3_000_000, 77)
+    )  # some volumes are wholly dead, however it is packed
+    fourth = desk.take()
+    (desk.source / "much").unlink()
+    desk.take()
+    desk.forget(first, second, fourth)
 
     def no_room(self: LocalObject, *parts: bytes) -> None:
         raise StorageError("repository: cannot write: No space left on device", errno.ENOSPC)
