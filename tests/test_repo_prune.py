@@ -110,7 +110,7 @@ def aged(desk: Kept) -> tuple[StoredSnapshot, StoredSnapshot, StoredSnapshot]:
     first = desk.take()
     make(
         desk.source,
-        {b"big": File(noise(350_000, 1) + noise(350_000, 7)), b"only in two": File(noise(600_000, 8))},
+        {b"big": File(noise(350_000, 1) + noise(350_000, 7)), b"only in two": File(noise(3_000_000, 8))},
     )
     second = desk.take()
     (desk.source / "only in two").unlink()
@@ -196,7 +196,7 @@ def test_the_next_backup_stores_nothing_again(desk: Kept) -> None:
     assert again.totals.bytes_stored <= 16 * KiB, "only the folders above have changed"
     assert again.totals.files_unmodified == again.totals.files
     # And what was removed is stored again when it comes back.
-    make(desk.source, {b"only in two": File(noise(600_000, 8))})
+    make(desk.source, {b"only in two": File(noise(3_000_000, 8))})
     assert again.snapshot is not None
     desk.trees[again.snapshot.id] = desk.trees[next(iter(desk.trees))]
     assert desk.backup(force=True, dry_run=True).totals.bytes_added > 590_000
@@ -269,11 +269,11 @@ def test_a_snapshot_that_is_committed_meanwhile_keeps_what_it_needs(
 
     def come_back() -> None:
         if not took:
-            make(desk.source, {b"only in two": File(noise(600_000, 8)), b"big": File(noise(700_000, 1))})
+            make(desk.source, {b"only in two": File(noise(3_000_000, 8)), b"big": File(noise(700_000, 1))})
             monkeypatch.setattr(BlobWriter, "flush", flush)
             took.append(desk.take())
             # What was wholly dead is gone by then, but not what lies in volumes that are being rewritten.
-            most = 100_000 if when == "planned" else 1_000_000
+            most = 100_000 if when == "planned" else 3_500_000
             assert took[0].record.totals.bytes_added < most, "it was to find them"
 
     if when == "planned":
@@ -658,7 +658,7 @@ def test_a_writer_that_waits_at_the_gate_is_in_nobodys_way_and_sees_what_is_gone
 def test_a_writer_that_was_given_up_notices_before_its_commit(desk: Kept) -> None:
     """Frozen for more than a day, on a machine whose locks are not seen: what it relied on is pruned, it makes no snapshot."""
     first, second, _ = aged(desk)
-    make(desk.source, {b"only in two": File(noise(600_000, 8))})
+    make(desk.source, {b"only in two": File(noise(3_000_000, 8))})
     desk.forget(first, second)
     flush = BlobWriter.flush
     with pytest.MonkeyPatch.context() as patch:
@@ -678,7 +678,7 @@ def test_a_writer_that_was_given_up_notices_before_its_commit(desk: Kept) -> Non
 
 def test_a_writer_that_was_given_up_amid_its_commit_takes_its_snapshot_back(desk: Kept) -> None:
     first, second, _ = aged(desk)
-    make(desk.source, {b"only in two": File(noise(600_000, 8))})
+    make(desk.source, {b"only in two": File(noise(3_000_000, 8))})
     desk.forget(first, second)
     put = LocalStorage.put
     with pytest.MonkeyPatch.context() as patch:
