@@ -834,3 +834,28 @@ def test_a_prune_whose_lease_is_gone_ends_and_holds_nobody_up(desk: Kept) -> Non
     desk.sound()
     assert desk.prune().freed > 0
     desk.sound()
+
+
+def test_a_copy_in_a_volume_that_is_rewritten_goes_only_after_the_other_was_read(desk: Kept) -> None:
+    """The sound copy lies beside what is live in part: its volume is not removed, but rewritten without it."""
+    part = make(desk.folder / "part", {b"x": File(noise(60_000, 70))})
+    desk.take(part)
+    (damaged,) = desk.volumes("data").values()
+    data = bytearray(damaged.read_bytes())
+    data[1000] ^= 1
+    damaged.write_bytes(data)
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    make(part, {b"dead": File(noise(90_000, 71)), b"live": File(noise(90_000, 72))})
+    healed = desk.take(part)
+    (part / "dead").unlink()
+    last = desk.take(part)
+    desk.forget(healed)
+    with desk.stranger("other") as repository:
+        found = usage(repository, live_snapshots(repository.events.load()), Watch())
+        (beside,) = (use for use in found.volumes.values() if use.copies)
+        assert beside.live_blobs, "or this shows nothing"
+        assert prune(repository, PruneOptions(unused=NONE), Watch()).done
+    with desk.stranger("third") as repository:
+        node = repository.trees.resolve(last.record.root, os.fsencode(part))
+        assert same.differences(desk.trees[last.id], same.in_snapshot(repository, node)) == []

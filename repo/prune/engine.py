@@ -106,7 +106,10 @@ class _Prune:
         result.unused = result.plan.unused
         if self._lease is None or not agreed(result.plan):
             return result
-        while damaged := damaged_copies(repository, self._usage, result.plan.remove, self._progress):
+        # Those that are rewritten go in the end, too, with the copies in them that count as dead.
+        while damaged := damaged_copies(
+            repository, self._usage, (*result.plan.remove, *result.plan.rewrite), self._progress
+        ):
             self._progress.notice(
                 f"{len(damaged)} volumes turned out to be damaged: nothing is removed of which they were to keep the other copy, "
                 "and `snapfs check --read-data` says more"
