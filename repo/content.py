@@ -207,5 +207,15 @@ class Contents:
         return data if span.size == span.length else data[span.skip : span.skip + span.size]
 
 
+def names_blobs(node: Node) -> bool:
+    """Whether Contents.blobs() has anything of it: asked for every entry of a walk, most of which are told by this alone."""
+    return (
+        node.blobs is not None
+        or node.xattrs is not None
+        or (node.root is not None and not node.is_dir)
+        or node.holes is not None
+    )
+
+
 def _other_length(node: Node) -> Damaged:
     return Damaged(f"file {node.name!r} is not as long as it says", "content list")

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from snapfs.repo.blobs import BlobReader
-from snapfs.repo.content import Contents
+from snapfs.repo.content import Contents, names_blobs
 from snapfs.repo.errors import BlobMissing, Damaged
 from snapfs.repo.index import IndexedVolume
 from snapfs.repo.marks import Marks
@@ -111,12 +111,7 @@ class NeededBlobs(PageWalk):
         return self.need(Kind.DIRECTORY, page, 0)
 
     def _node(self, node: Node) -> None:
-        if (
-            node.blobs is None
-            and node.xattrs is None
-            and (node.root is None or node.is_dir)
-            and node.holes is None
-        ):
+        if not names_blobs(node):
             return
         for kind, blob in self._contents.blobs(node):
             new = self.need(kind, blob, node.uid if kind is Kind.CONTENT else 0)

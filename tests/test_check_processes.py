@@ -39,6 +39,11 @@ def asleep(*volume):
 mode, *arguments = sys.argv[1:]
 scrubbers._processors = lambda: 2
 there = scrubbers._examine
+def refused():
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+if mode == "refused":
+    os.fork = refused
 if mode in ("killed", "asleep"):
     scrubbers._examine = globals()[mode]
 if mode == "threads":
@@ -95,6 +100,10 @@ def test_processes_say_what_threads_say(cli: Cli) -> None:
 
 def test_what_a_killed_process_had_begun_is_done_by_another(cli: Cli) -> None:
     assert checked("killed") == checked("threads")
+
+
+def test_where_no_process_can_be_had_threads_do_it(cli: Cli) -> None:
+    assert checked("refused") == checked("threads")
 
 
 def test_nobody_is_left_behind(cli: Cli) -> None:

@@ -57,6 +57,6 @@ class WalkBeside:
             yield future.result()
 
     def stop(self) -> None:
-        self._walk.stop()
         if self._pool is not None:
+            self._walk.stop()
             self._pool.shutdown(wait=True, cancel_futures=True)

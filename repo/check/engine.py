@@ -115,7 +115,7 @@ class _Check:
                 self._progress.phase("check snapshots", len(snapshots))
                 for _ in beside.walked():
                     self._progress.advance(files=1)
-                if not walk.damaged:
+                if not (walk.damaged and scrubbers.apart):  # else it was not ahead of anything
                     return walk
         walk = TreeCheck(self._repository, self._progress)
         self._progress.phase("check snapshots", len(snapshots))

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from types import TracebackType
 from typing import Self
 
@@ -42,12 +42,24 @@ class Scrubbers:
 
     def __enter__(self) -> Self:
         if self.apart:
-            self._pool = ProcessPoolExecutor(
-                self._count, get_context("fork"), initializer=_begin, initargs=(self._examiner, os.getpid())
-            )
-            self._pool.submit(int)  # forks them all
-        else:
-            self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="scrub")
+            try:
+                self._pool = ProcessPoolExecutor(
+                    self._count,
+                    get_context("fork"),
+                    initializer=_begin,
+                    initargs=(self._examiner, os.getpid()),
+                )
+                self._pool.submit(int)  # forks them all
+                return self
+            except (
+                OSError,
+                ImportError,
+                NotImplementedError,
+            ):  # a limit of processes, no shared memory, no semaphores
+                for child in active_children():
+                    child.kill()
+                self.apart, self._count = False, _THREADS
+        self._pool = ThreadPoolExecutor(self._count, thread_name_prefix="scrub")
         return self
 
     def __exit__(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from snapfs.repo.blobs import BlobReader
 from snapfs.repo.check.findings import CheckResult
-from snapfs.repo.content import Contents
+from snapfs.repo.content import Contents, names_blobs
 from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError
 from snapfs.repo.marks import Marks
 from snapfs.repo.model import Below, BlobId, Kind, Location, MiB, Node
@@ -133,12 +133,7 @@ class TreeCheck(PageWalk):
 
     def _node(self, node: Node, path: bytes) -> bool:
         """Whether anything of this node but its listing is lost."""
-        if (
-            node.blobs is None
-            and node.xattrs is None
-            and (node.root is None or node.is_dir)
-            and node.holes is None
-        ):
+        if not names_blobs(node):
             return False
         bad = self._content(node, path)
         if bad and self._naming:

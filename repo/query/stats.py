@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from snapfs.repo.content import names_blobs
 from snapfs.repo.errors import BlobMissing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
@@ -176,12 +177,7 @@ class EveryBlob(_Walk):
         return self.count(page)
 
     def node(self, path: bytes, node: Node) -> None:
-        if (
-            node.blobs is None
-            and node.xattrs is None
-            and (node.root is None or node.is_dir)
-            and node.holes is None
-        ):
+        if not names_blobs(node):
             return
         for kind, blob in self.repository.contents.blobs(node):
             if not self.count(blob) and kind is Kind.LIST and blob == node.root:
