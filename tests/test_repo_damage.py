@@ -198,7 +198,7 @@ def test_the_judge_sees(micro: Micro) -> None:
 def test_every_bit(micro: Micro, rounds: Rounds) -> None:
     bits = [(path, bit) for path in micro.objects for bit in range(8 * path.stat().st_size)]
     assert len(bits) > 150_000
-    for path, bit in rounds.some(bits, 250):
+    for path, bit in rounds.some(bits, 120):
         # Which bit of a byte it is must not decide what is looked at.
         micro.reset(keep_index=bool((bit ^ bit >> 3) & 1))
         flip(path, bit)
