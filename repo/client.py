@@ -138,8 +138,7 @@ class Client:
         if path is None:
             return None
         try:
-            with open(path, "rb") as f:
-                data = f.read()
+            found = _recall(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -150,7 +149,6 @@ class Client:
                 path, error.strerror,
             )  # fmt: skip
             return None
-        found = _decode(data)
         self.was_damaged = found is None
         return found
 
@@ -176,8 +174,7 @@ class Client:
             for name in sorted(os.listdir(os.path.dirname(own))):
                 if name.startswith(prefix) and name != os.path.basename(own):
                     with contextlib.suppress(OSError):
-                        with open(os.path.join(os.path.dirname(own), name, "client"), "rb") as f:
-                            found = _decode(f.read())
+                        found = _recall(os.path.join(os.path.dirname(own), name, "client"))
                         if found is not None:
                             yield found
 
@@ -232,8 +229,7 @@ class Client:
         """Take over what another process of this client has added since this one read the file."""
         assert self._path is not None
         try:
-            with open(self._path, "rb") as f:
-                theirs = _decode(f.read())
+            theirs = _recall(self._path)
         except FileNotFoundError:
             return
         if theirs is None or theirs.client != self.id or theirs == self._read:
@@ -249,6 +245,20 @@ class Client:
             gaps=_merged(own.gaps, read.gaps, theirs.gaps),
         )
         self._read = theirs
+
+
+def _recall(path: str) -> Remembered | None:
+    """What a state file says; None: nothing, at a second look either.  What one bad read lost would be lost for good.
+
+    Raises OSError.
+    """
+    found = None
+    for _ in range(2):
+        with open(path, "rb") as f:
+            found = _decode(f.read())
+        if found is not None:
+            break
+    return found
 
 
 def _decode(data: bytes) -> Remembered | None:
