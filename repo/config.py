@@ -6,10 +6,10 @@ import contextlib
 import errno
 import os
 
-from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, RepositoryError, RepositoryNotFound, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Opener, parse_header
+from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import open_record
 from snapfs.repo.keys import Keys
@@ -57,8 +57,14 @@ def open_config(
     problem = None
     try:
         data = storage.read("config", 0, L.RECORD_LIMIT)
-        record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
-    except (Damaged, StorageError) as error:
+        opener = keys.opener(L.CONFIG, data, "config", repository)
+        record = open_record(opener, data)
+        if opener.epoch != keys.epoch:  # anybody who once had the old keys can write such a one
+            problem, record = (
+                "config: sealed with keys that were changed; `snapfs key rotate` writes a new one",
+                bundle.config,
+            )
+    except (Damaged, OldKeys, StorageError) as error:
         problem, record = str(error), bundle.config
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:
@@ -68,5 +74,5 @@ def open_config(
 
 def verify_config(keys: Keys, data: bytes, bundle: Bundle) -> None:
     """Raise Damaged unless a config just written opens as the record that the key slots have."""
-    if open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG), data) != bundle.config:
+    if open_record(keys.opener(L.CONFIG, data, "config"), data) != bundle.config:
         raise Damaged("does not read back as it was meant: is the memory of this machine sound?", "config")
