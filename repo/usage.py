@@ -76,15 +76,15 @@ class Usage:
 
 
 def live_snapshots(state: State) -> list[StoredSnapshot]:
-    """All whose blobs are needed, ascending by time: those that are listed, and the checkpoint from which an interrupted backup
-    of each host and paths would go on."""
+    """All whose blobs are needed, ascending by when they count as made: those that are listed, and the checkpoint from which an
+    interrupted backup of each host and paths would go on."""
     newest: dict[tuple[bytes, frozenset[bytes]], StoredSnapshot] = {}
     for snapshot in sorted(
-        [*state.snapshots, *state.checkpoints], key=lambda s: (s.record.time, s.record.complete)
+        [*state.snapshots, *state.checkpoints], key=lambda s: (state.made[s.id], s.record.complete)
     ):
         newest[snapshot.record.host, frozenset(snapshot.record.paths)] = snapshot
     resumed = [snapshot for snapshot in newest.values() if not snapshot.record.complete]
-    return sorted([*state.snapshots, *resumed], key=lambda s: (s.record.time, s.id))
+    return sorted([*state.snapshots, *resumed], key=lambda s: (state.made[s.id], s.id))
 
 
 def by_importance(snapshots: list[StoredSnapshot]) -> tuple[list[StoredSnapshot], list[StoredSnapshot]]:
