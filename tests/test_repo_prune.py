@@ -29,7 +29,8 @@ from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.query.stats import Mode, stats
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.storage.locks import Lease, Locks
 from snapfs.repo.system import System
 from snapfs.repo.usage import VolumeUse, live_snapshots, usage
@@ -746,7 +747,7 @@ def test_a_check_that_a_prune_overtakes_finds_no_damage(desk: Kept, monkeypatch:
     first, second, _ = aged(desk)
     desk.forget(first, second)
     listed = 0
-    monkeypatch.setattr("snapfs.repo.storage.local._OPEN_FILES", 0)  # what is open can be read on
+    monkeypatch.setattr("snapfs.repo.storage.descriptors._LIMIT", 0)  # what is open can be read on
 
     class Pruning(Watch):
         def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:
