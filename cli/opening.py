@@ -58,7 +58,7 @@ def open_repository(settings: Settings, progress: Progress, *, even_rolled_back:
 
     Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`.
     """
-    repository = _open(settings, progress)
+    repository, _ = _open(settings, progress)
     try:
         repository.refuse_rollback(settings.accept_rollback)
     except BaseException as error:
@@ -68,17 +68,29 @@ def open_repository(settings: Settings, progress: Progress, *, even_rolled_back:
     return repository
 
 
-def _open(settings: Settings, progress: Progress) -> Repository:
+def open_newest(settings: Settings, progress: Progress) -> tuple[Repository, bytes]:
+    """The same, with the newest keys that the password opens, and that password."""
+    repository, password = _open(settings, progress, newest=True)
+    try:
+        repository.refuse_rollback(settings.accept_rollback)
+    except BaseException:
+        repository.close()
+        raise
+    return repository, password
+
+
+def _open(settings: Settings, progress: Progress, *, newest: bool = False) -> tuple[Repository, bytes]:
     prepare_log(settings.json)
     keep_memory()
     sys.setswitchinterval(_SWITCH_SECONDS)
     where = place(settings)
 
-    def attempt(password: bytes) -> Repository:
+    def attempt(password: bytes) -> tuple[Repository, bytes]:
         cache_dir = settings.cache_dir or os.environ.get("SNAPFS_CACHE_DIR") or None
-        return Repository.open(
-            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress
+        repository = Repository.open(
+            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress, newest=newest
         )
+        return repository, password
 
     if not os.path.exists(os.path.join(where, "config")):
         with contextlib.suppress(WrongPassword):  # then there is a repository, and only its config is lost

@@ -129,7 +129,7 @@ class Sealed:
         want = 116 if kind == 5 else 104
         with open(path, "rb") as f:
             h = self.header = f.read(want).ljust(want, b"\0")
-        self.path, self.size = path, path.stat().st_size
+        self.path, self.size, self.epoch = path, path.stat().st_size, int.from_bytes(h[20:24], "little")
         magic, version, length, features, suite, wrap, found = struct.unpack_from("<8sHHIBBB", h)
         if (magic, length, wrap, found, rid or h[24:40]) != (b"snapfs\r\n", want, kind == 5, kind, h[24:40]):
             raise Damaged("its header is damaged, or it does not belong here")
@@ -186,13 +186,19 @@ class Repository:
         self.folder, slots = folder, objects(folder / "keys")
         bundle = self.unlock(slots, password()) if slots else stop(10, f"{folder}: no repository")
         self.keys: dict[tuple[bytes, int], bytes] = {(name, epoch): key for name, epoch, key in bundle[2]}
+        self.epoch = max(epoch for _, epoch in self.keys)
+        self.closing = {key for name, _, key in bundle[2] if name == b"rotation"}
+        self.before = {key for name, _, key in bundle[2] if name == b"before rotation"}
         config = record(bundle[3])  # a copy, good even if the file is not; it names the repository, too
         self.rid: bytes | None = config[1]
         try:
-            config = record(self.unseal(folder / "config", 4))
+            sealed = self.unseal(folder / "config", 4)
+            if sealed.epoch != self.epoch:
+                raise Damaged(f"sealed with keys of epoch {sealed.epoch}, those of now are of {self.epoch}")
+            config = record(sealed)
         except BAD as e:
             problem(folder / "config", e)
-        if config[2]:
+        if set(config[2]) - {b"key epochs"}:
             stop(1, f"the repository has features this reader does not know: {config[2]}")
         self.labels = {k: derive(self.keys[b"id", 1], f"snapfs/1/id/{label}") for k, label in LABELS.items()}
         self.volumes: dict[int, Sealed] = {}
@@ -210,32 +216,60 @@ class Repository:
                 raise Damaged("its Argon2id parameters are out of bounds")
             return Argon2id(salt=h[40:72], length=32, iterations=t, lanes=p, memory_cost=m).derive(word)
 
+        found = []
         for path, word in ((p, w) for p in slots for w in {password, printed(password)}):
             try:
-                return record(Sealed(path, 5, None, partial(stretch, word=word)))
+                found.append(record(Sealed(path, 5, None, partial(stretch, word=word))))
             except BAD as e:
                 if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                     problem(path, f"this key slot is damaged: {e}")
-        stop(12, "the password opens no key slot")
+        if not found:
+            stop(12, "the password opens no key slot")
+        return max(found, key=lambda bundle: max(key[1] for key in bundle[2]))  # that with the newest keys
 
     def unseal(self, path: Path, kind: int) -> Sealed:
         key = OBJECTS[kind].encode()
-        return Sealed(path, kind, self.rid, lambda h: self.keys[key, int.from_bytes(h[20:24], "little")])
+
+        def named(h: bytes) -> bytes:
+            epoch = int.from_bytes(h[20:24], "little")
+            if (key, epoch) not in self.keys:
+                raise Damaged(f"sealed with keys of epoch {epoch}, which this password does not open")
+            return self.keys[key, epoch]
+
+        return Sealed(path, kind, self.rid, named)
 
     def snapshots(self) -> list[tuple[bytes, list[Any]]]:
         """Id and record of all that are not forgotten, oldest first."""
         key = derive(self.keys[b"id", 1], "snapfs/1/id/snapshot")
         events, found, forgotten = {}, {}, set[bytes]()
+        new, old = set[bytes](), 0
         there = {bytes.fromhex(path.name): path for path in objects(self.folder / "events")}
         for name, path in there.items():
             try:
-                _, _, _, heads, time, body = record(self.unseal(path, 3))[:6]
-                if body[0] == 1:
-                    found[blake3(body[1], key=key).digest()] = record(body[1])
+                sealed = self.unseal(path, 3)
+                _, _, _, heads, time, body = record(sealed)[:6]
                 events[name] = {h[2] for h in heads}, time, body
+                new |= {name} if sealed.epoch == self.epoch else set()
             except BAD as e:
                 problem(path, e)
-        for gone in {h for heads, _, _ in events.values() for h in heads} - there.keys():
+        if self.epoch > 1:  # an event of earlier keys counts if one of the newest names it, or it was there
+            listed = [set(events[name][2][2]) for name in self.closing & events.keys()]
+            todo, new = new.union(self.closing, self.before, *listed), set()
+            while todo:
+                new |= todo
+                todo = {h for name in todo & events.keys() for h in events[name][0]} - new
+            old = len(events.keys() - new)
+            events = {name: event for name, event in events.items() if name in new}
+        if old:
+            print(f"{old} events came after their keys were changed, and do not count", file=sys.stderr)
+        for name in list(events):
+            try:
+                if events[name][2][0] == 1:
+                    found[blake3(events[name][2][1], key=key).digest()] = record(events[name][2][1])
+            except BAD as e:
+                problem(there[name], e)
+        needed = {h for heads, _, _ in events.values() for h in heads} | self.closing | self.before
+        for gone in needed - there.keys():
             problem(self.folder / "events" / gone.hex(), "missing, but others name it: damage or tampering")
         depth: dict[bytes, int] = {}
         for name in TopologicalSorter({e: events[e][0] & events.keys() for e in events}).static_order():

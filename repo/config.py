@@ -8,6 +8,7 @@ import os
 
 from snapfs.repo.errors import (
     Damaged,
+    OldKeys,
     RepositoryError,
     RepositoryNotFound,
     StorageError,
@@ -15,7 +16,7 @@ from snapfs.repo.errors import (
 )
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Opener, as_of_this_format, parse_header
+from snapfs.repo.format.envelope import as_of_this_format, parse_header
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import open_record
 from snapfs.repo.keys import Keys
@@ -66,8 +67,13 @@ def open_config(
     problem = None
     try:
         data = storage.read("config", 0, L.RECORD_LIMIT)
-        record = _record(keys, data, repository)
-    except (Damaged, StorageError) as error:
+        record, epoch = _record(keys, data, repository)
+        if epoch != keys.epoch:  # anybody who once had the old keys can write such a one
+            problem, record = (
+                "config: sealed with keys that were changed; `snapfs key rotate` writes a new one",
+                bundle.config,
+            )
+    except (Damaged, OldKeys, StorageError) as error:
         problem, record = str(error), bundle.config
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:
@@ -75,8 +81,9 @@ def open_config(
     return config, problem
 
 
-def _record(keys: Keys, data: bytes, repository: bytes) -> bytes:
-    """Raises Damaged, or UnsupportedFormat where it is not a flipped bit that looks like a newer format."""
+def _record(keys: Keys, data: bytes, repository: bytes) -> tuple[bytes, int]:
+    """The record, and the epoch of its key.  Raises Damaged, or UnsupportedFormat where it is not a flipped bit that looks like a
+    newer format."""
     try:
         return _opened(keys, data, repository)
     except UnsupportedFormat as newer:
@@ -87,11 +94,12 @@ def _record(keys: Keys, data: bytes, repository: bytes) -> bytes:
     raise Damaged("bad header", "config")
 
 
-def _opened(keys: Keys, data: bytes, repository: bytes) -> bytes:
-    return open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
+def _opened(keys: Keys, data: bytes, repository: bytes) -> tuple[bytes, int]:
+    opener = keys.opener(L.CONFIG, data, "config", repository)
+    return open_record(opener, data), opener.epoch
 
 
 def verify_config(keys: Keys, data: bytes, bundle: Bundle) -> None:
     """Raise Damaged unless a config just written opens as the record that the key slots have."""
-    if open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG), data) != bundle.config:
+    if open_record(keys.opener(L.CONFIG, data, "config"), data) != bundle.config:
         raise Damaged("does not read back as it was meant: is the memory of this machine sound?", "config")

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from snapfs.repo.errors import Damaged, StorageError, UnsupportedFormat
+from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import volume as layout
@@ -39,6 +39,8 @@ class Volumes:
         self._keys = keys
         self._repository = repository
         self._openers: OrderedDict[bytes, Opener] = OrderedDict()
+        self._of_newer_keys: set[bytes] = set()
+        """Names of volumes that a reader with old keys cannot open, and that are what their names say."""
         self._lock = threading.Lock()
 
     def listing(self) -> dict[bytes, tuple[VolumeKind, int]]:
@@ -61,12 +63,17 @@ class Volumes:
         path = object_name(kind, name)
         try:
             opener = self.make_opener(kind, self._read(path, 0, L.HEADER_SIZE), path)
-        except UnsupportedFormat:
+        except UnsupportedFormat as error:
             # What a newer snapfs wrote has the hash that its name says: else a bit of the header flipped.
             size = self.storage.size(path) or 0
-            if size <= L.VOLUME_SIZE_LIMIT and hashlib.sha256(self._read(path, 0, size)).digest() == name:
-                raise
-            raise Damaged("bad header", path) from None
+            known = name in self._of_newer_keys and isinstance(error, OldKeys)
+            if not known and (
+                size > L.VOLUME_SIZE_LIMIT or hashlib.sha256(self._read(path, 0, size)).digest() != name
+            ):
+                raise Damaged("bad header", path) from None
+            if isinstance(error, OldKeys):
+                self._of_newer_keys.add(name)
+            raise
         with self._lock:
             self._openers[name] = opener
             if len(self._openers) > _OPENERS:
@@ -74,8 +81,7 @@ class Volumes:
         return opener
 
     def make_opener(self, kind: VolumeKind, header: bytes, where: str) -> Opener:
-        object_kind = OBJECTS[kind]
-        return Opener(self._keys.sealing(object_kind), header, where, object_kind, self._repository)
+        return self._keys.opener(OBJECTS[kind], header, where, self._repository)
 
     def frame(self, kind: VolumeKind, name: bytes, at: Location) -> tuple[FrameHeader, bytes]:
         """Read, open and decompress the frame at a location: (header, plaintext).  One pread."""
@@ -130,14 +136,15 @@ class Volumes:
         if len(damaged) < L.HEADER_SIZE:
             return
         object_kind = OBJECTS[kind]
-        key = self._keys.sealing(object_kind)
         salt, commitment = damaged[L.HEADER_SIZE - 64 : L.HEADER_SIZE - 32], damaged[L.HEADER_SIZE - 32 :]
         flipped = int.from_bytes(salt, "big")
-        for bit in range(-1, 8 * L.SALT_SIZE):
-            tried = (flipped ^ (1 << bit if bit >= 0 else 0)).to_bytes(L.SALT_SIZE, "big")
-            right = derive(key, tried, object_kind)[1]
-            if bit < 0 or right == commitment:
-                yield Header(object_kind, self._repository, tried, right, self._keys.epoch).encode()
+        for epoch in self._keys.epochs():
+            key = self._keys.sealing(object_kind, epoch)
+            for bit in range(-1, 8 * L.SALT_SIZE):
+                tried = (flipped ^ (1 << bit if bit >= 0 else 0)).to_bytes(L.SALT_SIZE, "big")
+                right = derive(key, tried, object_kind)[1]
+                if bit < 0 or right == commitment:
+                    yield Header(object_kind, self._repository, tried, right, epoch).encode()
 
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:

@@ -142,6 +142,7 @@ class Opener:
         if not equal(commitment, parsed.commitment):
             raise Damaged("sealed with another key", where)
         self.header = parsed.encode()
+        self.epoch = parsed.epoch
         self.where = where
         self._aead = AESGCM(object_key)
 

@@ -96,6 +96,15 @@ OBJECT_LABELS = {
 OBJECT_KEYS = {DATA_VOLUME: b"data", TREE_VOLUME: b"tree", EVENT: b"event", CONFIG: b"config"}
 """The named key of the bundle that seals each kind of object."""
 NAMED_KEYS = (b"id", b"chunker", b"data", b"tree", b"event", b"config", b"index")
+SEALING_KEYS = tuple(OBJECT_KEYS.values())
+"""Those of NAMED_KEYS that have epochs."""
+EPOCHS_LIMIT = 256
+"""Readers refuse a bundle of more; each takes some 200 bytes in every key slot."""
+ROTATION, BEFORE_ROTATION = b"rotation", b"before rotation"
+"""Entries of the bundle that are no keys: names of events, of the epoch that they began."""
+FEATURE_EPOCHS = b"key epochs"
+"""A read feature of the config: some objects are sealed with keys of later epochs than 1."""
+READ_FEATURES = (FEATURE_EPOCHS,)
 
 ID_LABELS = {
     Kind.CONTENT: PREFIX + b"id/content",

@@ -95,9 +95,10 @@ class EventBody(msgspec.Struct, array_like=True, frozen=True):
     snapshot: bytes | None = None
     """SNAPSHOT, CHECKPOINT: the encoded Snapshot."""
     ids: tuple[bytes, ...] = ()
-    """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED: the slot's name."""
+    """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED: the slot's name.  KEYS_CHANGED: names of events and volumes."""
     tags: tuple[bytes, ...] = ()
-    """TAGS: the tags from now on.  KEY_ADDED: label, host and user, and KEY_RECOVERY where it is a recovery key's."""
+    """TAGS: the tags from now on.  KEY_ADDED: label, host and user, and KEY_RECOVERY where it is a recovery key's.
+    KEYS_CHANGED: host and user."""
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True):
@@ -116,7 +117,8 @@ class _Versioned(msgspec.Struct, array_like=True, frozen=True):
 
 
 EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVENT_KEY_ADDED = range(1, 7)
-EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEY_ADDED + 1)
+EVENT_KEYS_CHANGED = 7
+EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEYS_CHANGED + 1)
 KEY_RECOVERY = b"recovery"
 
 UNDECODABLE = (msgspec.DecodeError, RecursionError, ValueError)
@@ -302,7 +304,7 @@ def least_volume(largest_blob: int) -> int:
 
 def check_config(config: Config, where: str) -> Config:
     """Refuse parameters that cannot be, and features this program does not know."""
-    unknown = [f.decode("ascii", "replace") for f in config.read_features]
+    unknown = [f.decode("ascii", "replace") for f in config.read_features if f not in L.READ_FEATURES]
     if unknown:
         raise UnsupportedFormat(f"{where}: needs {', '.join(unknown)}: install a newer snapfs")
     if not (
