@@ -219,7 +219,8 @@ class Events:
                 return tuple(said), before
 
     def _append(self, body: EventBody) -> bytes:
-        state = self.load()
+        """After what was there at the last look."""
+        state = self.state()
         event = Event(1, self._client.id, state.sequence + 1, state.heads, self._system.now(), body)
         sealer = Sealer(
             self._keys.sealing(L.EVENT),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from snapfs.repo.errors import Damaged, OldKeys
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.crypto import hkdf, keyed_hash
+from snapfs.repo.format.crypto import hkdf, keyed_hash, wipe
 from snapfs.repo.format.envelope import Opener, parse_header
 from snapfs.repo.format.records import Bundle, KeyEntry
 from snapfs.repo.model import BlobId, Kind
@@ -55,6 +55,17 @@ class Keys:
 
     def snapshot_id(self, record: bytes) -> bytes:
         return keyed_hash(self._snapshot, record)
+
+    def wipe(self) -> None:
+        """Nothing can be sealed or opened with these any more, nor with the bundle they came from."""
+        for key in (
+            *self._keys.values(),
+            *self.blob_keys.values(),
+            self._snapshot,
+            self.page,
+            self.index_tag,
+        ):
+            wipe(key)
 
     def sealing(self, kind: int, epoch: int | None = None) -> bytes:
         """The named key that seals objects of this kind (L.DATA_VOLUME ...); None: of now."""

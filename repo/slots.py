@@ -51,14 +51,16 @@ class KeySlots:
             name.hex() != self.current for path, _ in self._storage.list("keys") if (name := hash_in(path))
         )
 
-    def add(self, password: bytes, cost: Cost, label: str, host: str, user: str, *kind: bytes) -> str:
+    def add(
+        self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str, *kind: bytes
+    ) -> str:
         """Make a slot for another password, and say in an event who did; returns its name.  `kind`: records.KEY_RECOVERY."""
         self._events.refuse_old_keys()
         name = self.put(password, cost)
         self.announce(name, label, host, user, *kind)
         return name
 
-    def put(self, password: bytes, cost: Cost) -> str:
+    def put(self, password: bytes | bytearray, cost: Cost) -> str:
         """Make a slot that nobody knows of yet; returns its name."""
         data = seal_slot(self.bundle, password, cost, self._repository, self._system.salt())
         if len(data) > _LARGEST:
@@ -81,12 +83,12 @@ class KeySlots:
         key = recovery.make(self._system.salt()[: recovery.RANDOM_BYTES])
         return self.add(key.encode(), cost, "", host, user, records.KEY_RECOVERY), key
 
-    def opened_by(self, passwords: Sequence[bytes]) -> dict[str, bytes]:
+    def opened_by(self, passwords: Sequence[bytes | bytearray]) -> dict[str, bytes | bytearray]:
         """Of the other slots, those that one of these opens: name -> password.  Raises WrongPassword if one opens none.
 
         It takes a derivation for each password and slot.
         """
-        found: dict[str, bytes] = {}
+        found: dict[str, bytes | bytearray] = {}
         for name in (name for name, _ in self.notes() if name != self.current):
             with contextlib.suppress(Damaged, StorageError, UnsupportedFormat):
                 data = _usable_slot(self._storage, name, self._repository)
@@ -112,7 +114,7 @@ class KeySlots:
         """The bytes of a slot, still sealed.  Raises Damaged if they are not those it is named for, StorageError."""
         return sound_slot(self._storage, name)
 
-    def _verify(self, name: bytes, password: bytes, back: bytes) -> None:
+    def _verify(self, name: bytes, password: bytes | bytearray, back: bytes) -> None:
         """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
         where = "a key slot just written"
         try:
@@ -132,7 +134,7 @@ class KeySlots:
         self._events.refuse_old_keys()
         self._storage.remove(f"keys/{name}")
 
-    def replace(self, password: bytes, cost: Cost, label: str, host: str, user: str) -> str:
+    def replace(self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str) -> str:
         """Put a new slot in place of the one in use: it is durable before the old one goes."""
         note = self._events.load().key_notes.get(bytes.fromhex(self.current))
         if note is not None and note.is_recovery:
@@ -175,7 +177,7 @@ _WRONG = "wrong password: no key slot of this repository opens with it"
 
 
 def open_with(
-    password: bytes, storage: Storage, repository: bytes, first: str, *, newest: bool = False
+    password: bytes | bytearray, storage: Storage, repository: bytes, first: str, *, newest: bool = False
 ) -> tuple[str, Bundle]:
     """(name, keys) of the slot that this password opens; `first` is tried first.  `newest`: all are tried, and that with the
     newest keys counts.

@@ -135,6 +135,7 @@ class _Check:
     def _keys(self) -> None:
         """Key slots, those of other passwords too: who needs one finds out too late."""
         repository, unannounced = self._repository, []
+        old: list[str] = []
         for name, note in repository.key_slots():
             try:
                 sound_slot(repository.storage, name)
@@ -144,6 +145,13 @@ class _Check:
                 self._result.add("key", f"a password or recovery key opens nothing: {error}", f"keys/{name}")
             if note is None:
                 unannounced.append(name[:8])
+            elif note.epoch < repository.keys.epoch:
+                old.append(name[:8])
+        if old:
+            self._result.notes.append(
+                f"the key slot {', '.join(old)} has old keys: it was put back after `snapfs key rotate`, or that was cut off; "
+                "`snapfs key remove` takes it away"
+            )
         if unannounced:
             self._result.notes.append(
                 f"nobody said that he added the key slot {', '.join(unannounced)}: a command that was killed, or somebody who "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from snapfs.repo.errors import Damaged, UnsupportedFormat
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.crypto import AESGCM, InvalidTag, equal, hkdf
+from snapfs.repo.format.crypto import AESGCM, InvalidTag, equal, hkdf, wipe
 
 _FIXED = struct.Struct("<8sHHIBBBBI16s32s32s")
 assert _FIXED.size == L.HEADER_SIZE
@@ -90,7 +90,9 @@ def as_of_this_format(data: bytes) -> bytes:
 def derive(key: bytes, salt: bytes, kind: int) -> tuple[bytes, bytes]:
     """(key, commitment), 32 bytes each, of the object of this kind and salt."""
     both = hkdf(key, salt, L.OBJECT_LABELS[kind], 2 * L.KEY_SIZE)
-    return both[: L.KEY_SIZE], both[L.KEY_SIZE :]
+    parts = both[: L.KEY_SIZE], both[L.KEY_SIZE :]
+    wipe(both)
+    return parts
 
 
 def _nonce(number: int) -> bytes:
@@ -100,14 +102,28 @@ def _nonce(number: int) -> bytes:
 _TAIL_NONCE = b"\xff" * 12
 
 
-class Sealer:
+class _Keyed:
+    """Has the key of one object, which is wiped when this is gone: not sooner, since the cipher may have it by reference."""
+
+    _key = b""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._aead = AESGCM(key)
+
+    def __del__(self) -> None:
+        if wipe is not None:  # it is, when the interpreter ends
+            wipe(self._key)
+
+
+class Sealer(_Keyed):
     """Seals one object, front to back.  `header` is to be written first; frames are numbered as they are sealed."""
 
     def __init__(self, key: bytes, kind: int, repository: bytes, salt: bytes, *, epoch: int = 1,
                  wrap: int = L.WRAP_REPOSITORY, extra: bytes = b"") -> None:  # fmt: skip
         object_key, commitment = derive(key, salt, kind)
         self.header = Header(kind, repository, salt, commitment, epoch, wrap, extra=extra).encode()
-        self._aead = AESGCM(object_key)
+        super().__init__(object_key)
         self.frames = 0
 
     def number(self) -> int:
@@ -129,7 +145,7 @@ class Sealer:
         return self._aead.encrypt(_TAIL_NONCE, plain, self.header)
 
 
-class Opener:
+class Opener(_Keyed):
     """Opens the frames of one object, in any order.  Safe to use from several threads."""
 
     def __init__(
@@ -139,12 +155,12 @@ class Opener:
         if parsed.kind != kind or (repository is not None and parsed.repository != repository):
             raise Damaged("belongs to another repository or is of another kind", where)
         object_key, commitment = derive(key, parsed.salt, kind)
+        super().__init__(object_key)
         if not equal(commitment, parsed.commitment):
             raise Damaged("sealed with another key", where)
         self.header = parsed.encode()
         self.epoch = parsed.epoch
         self.where = where
-        self._aead = AESGCM(object_key)
 
     def frame_header(self, number: int, sealed: bytes | memoryview) -> FrameHeader:
         """Open the 32 bytes before a body.  Raises Damaged."""
