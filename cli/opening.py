@@ -53,12 +53,15 @@ def place(settings: Settings) -> str:
     return where
 
 
-def open_repository(settings: Settings, progress: Progress, *, even_rolled_back: bool = False) -> Repository:
+def open_repository(
+    settings: Settings, progress: Progress, *, even_rolled_back: bool = False, backing_up: bool = False
+) -> Repository:
     """Open it, with up to three tries where the password is typed.
 
-    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`.
+    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`; BackupOnly for a key that
+    can do nothing else, unless `backing_up`.
     """
-    repository = _open(settings, progress)
+    repository = _open(settings, progress, backing_up)
     try:
         repository.refuse_rollback(settings.accept_rollback)
     except BaseException as error:
@@ -68,7 +71,7 @@ def open_repository(settings: Settings, progress: Progress, *, even_rolled_back:
     return repository
 
 
-def _open(settings: Settings, progress: Progress) -> Repository:
+def _open(settings: Settings, progress: Progress, backing_up: bool) -> Repository:
     prepare_log(settings.json)
     keep_memory()
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -77,8 +80,9 @@ def _open(settings: Settings, progress: Progress) -> Repository:
     def attempt(password: bytes) -> Repository:
         cache_dir = settings.cache_dir or os.environ.get("SNAPFS_CACHE_DIR") or None
         return Repository.open(
-            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress
-        )
+            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress,
+            backing_up=backing_up,
+        )  # fmt: skip
 
     if not os.path.exists(os.path.join(where, "config")):
         with contextlib.suppress(WrongPassword):  # then there is a repository, and only its config is lost

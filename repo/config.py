@@ -9,7 +9,7 @@ import os
 from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Opener, parse_header
+from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import open_record
 from snapfs.repo.keys import Keys
@@ -53,20 +53,27 @@ def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) ->
 def open_config(
     storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes
 ) -> tuple[Config, str | None]:
-    """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
+    """The config, and what is wrong with its file if the copy in the key slot had to be taken.  A key that can only back up has
+    nothing but that copy."""
     problem = None
+    if not keys.can_read:
+        return _checked(bundle.config, repository), None
     try:
         data = storage.read("config", 0, L.RECORD_LIMIT)
-        record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
+        record = open_record(keys.opener(L.CONFIG, data, "config", repository), data)
     except (Damaged, StorageError) as error:
         problem, record = str(error), bundle.config
+    return _checked(record, repository), problem
+
+
+def _checked(record: bytes, repository: bytes) -> Config:
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:
         raise Damaged("belongs to another repository", "config")
-    return config, problem
+    return config
 
 
 def verify_config(keys: Keys, data: bytes, bundle: Bundle) -> None:
     """Raise Damaged unless a config just written opens as the record that the key slots have."""
-    if open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG), data) != bundle.config:
+    if open_record(keys.opener(L.CONFIG, data, "config"), data) != bundle.config:
         raise Damaged("does not read back as it was meant: is the memory of this machine sound?", "config")

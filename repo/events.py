@@ -11,7 +11,7 @@ import errno
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Opener, Sealer
 from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import open_record, seal_record
+from snapfs.repo.grants import Claim, admit, granted, open_claim
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import Snapshot
 from snapfs.repo.storage.base import Storage, hash_in
@@ -41,6 +41,8 @@ class StoredSnapshot(NamedTuple):
     tags: tuple[bytes, ...]
     """As of now: tag events may have changed what the record says."""
     client: bytes
+    backup_only: bool = False
+    """A machine made it that can only back up: nobody else's earlier snapshot, and not to be trusted blindly."""
 
     @property
     def short(self) -> str:
@@ -56,6 +58,8 @@ class KeyNote(NamedTuple):
     time: int
     is_recovery: bool = False
     """Whether a recovery key opens it, and not a password that somebody chose."""
+    backs_up: str | None = None
+    """The host that it may back up, where it can do nothing else."""
 
 
 @dataclass
@@ -73,6 +77,8 @@ class State:
     """Events of types that this version does not know."""
     times: Times = field(default_factory=Times)
     """What is known of the times of snapshots besides what they state."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Why events of machines that can only back up do not count -> how many."""
     problems: list[str] = field(default_factory=list)
     """All that is wrong with the events; what is `missing` is among it."""
     missing: dict[bytes, str] = field(default_factory=dict)
@@ -83,6 +89,12 @@ class State:
     heads: tuple[Head, ...] = ()
     sequence: int = 0
     """The highest sequence number of this client."""
+
+
+def refused_events(refused: Mapping[str, int]) -> str:
+    """What is said of them, in one line."""
+    why = "; ".join(f"{number}: {why}" for why, number in sorted(refused.items()))
+    return f"{sum(refused.values())} events that were sealed with a key that can only back up do not count ({why})"
 
 
 class Events:
@@ -96,7 +108,7 @@ class Events:
         self._repository = repository
         self._client = client
         self._system = system
-        self._opened: dict[bytes, Event | str] = {}
+        self._opened: dict[bytes, Event | Claim | str] = {}
         self._state: State | None = None
         self._stamp: object = None
         self._again_at = 0.0
@@ -139,7 +151,7 @@ class Events:
         self._stamp = stamp
         return self._state
 
-    def _known(self, name: bytes, again: bool) -> Event | str | None:
+    def _known(self, name: bytes, again: bool) -> Event | Claim | str | None:
         """What a disk does not give back now it may give back later, so that is not known for ever."""
         event = self._opened.get(name)
         return None if again and isinstance(event, str) else event
@@ -159,13 +171,7 @@ class Events:
         """Append an event to this client's chain: the commit of whatever it says.  Returns its name."""
         state = self.load()
         event = Event(1, self._client.id, state.sequence + 1, state.heads, self._system.now(), body)
-        sealer = Sealer(
-            self._keys.sealing(L.EVENT),
-            L.EVENT,
-            self._repository,
-            self._system.salt(self._client.id),
-            epoch=self._keys.epoch,
-        )
+        sealer = self._keys.sealer(L.EVENT, self._repository, self._system, self._client.id)
         data = seal_record(sealer, records.encode(event))
         if len(data) > L.RECORD_LIMIT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
@@ -180,7 +186,7 @@ class Events:
     def _verify(self, name: bytes, event: Event, back: bytes) -> None:
         """Raise Damaged unless a stranger would find this event under this name."""
         where = "an event just written"
-        opener = Opener(self._keys.sealing(L.EVENT), back, where, L.EVENT, self._repository)
+        opener = self._keys.opener(L.EVENT, back, where, self._repository)
         found = records.decode(Event, open_record(opener, back), where)
         if hashlib.sha256(back).digest() != name or found != event:
             raise Damaged("does not read back as it was meant: is the memory of this machine sound?", where)
@@ -205,7 +211,11 @@ class Events:
         """Whether all that they need is there is for the caller to see (repo.undelete)."""
         self.publish(EventBody(records.EVENT_UNDELETE, None, tuple(ids)))
 
-    def _open(self, name: bytes, size: int) -> Event | str:
+    def remove_key(self, slot: bytes) -> None:
+        """Of a slot that can only back up: what comes from there after this does not count."""
+        self.publish(EventBody(records.EVENT_KEY_REMOVED, None, (slot,)))
+
+    def _open(self, name: bytes, size: int) -> Event | Claim | str:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
         if size > L.RECORD_LIMIT:
@@ -214,7 +224,9 @@ class Events:
             data = self._read(path)
             if hashlib.sha256(data).digest() != name:
                 raise Damaged("its bytes are not those it was named for")
-            opener = Opener(self._keys.sealing(L.EVENT), data, path, L.EVENT, self._repository)
+            opener = self._keys.opener(L.EVENT, data, path, self._repository)
+            if opener.wrap == L.WRAP_BACKUP_ONLY:
+                return open_claim(opener, data, path)
             return records.decode(Event, open_record(opener, data), path)
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
@@ -234,6 +246,10 @@ class Events:
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
         events = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
+        claims = {name: e for name, e in self._opened.items() if isinstance(e, Claim)}
+        admitted = admit(claims, events, in_order(events) if claims else ())
+        state.refused, state.unknown = admitted.refused, admitted.newer
+        events |= admitted.events
         self._find_missing(events, state)
         named = {head.name for e in events.values() for head in e.heads}
         state.heads = tuple(
@@ -259,7 +275,11 @@ class Events:
                     continue
                 key = self._keys.snapshot_id(body.snapshot)
                 brought[name] = key
-                found[key] = StoredSnapshot(key, snapshot, snapshot.tags, event.client)
+                if name in admitted.events and key in found:
+                    continue  # whose it is does not change because somebody says it again
+                found[key] = StoredSnapshot(
+                    key, snapshot, snapshot.tags, event.client, name in admitted.events
+                )
             elif body.type == records.EVENT_TAGS:
                 tags.update(dict.fromkeys(body.ids, body.tags))
             elif body.type == records.EVENT_FORGET:
@@ -268,9 +288,11 @@ class Events:
                 forgotten.difference_update(body.ids)
             elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) >= 3:
                 label, host, user = (t.decode("utf-8", "replace") for t in body.tags[:3])
+                may = granted(body)
                 state.key_notes[body.ids[0]] = KeyNote(
-                    label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:]
-                )
+                    label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:4],
+                    None if may is None else may[1].host.decode("utf-8", "replace"),
+                )  # fmt: skip
             state.unknown += body.type not in records.EVENT_TYPES
         everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
         everything.sort(key=lambda s: (s.record.time, s.id))

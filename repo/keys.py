@@ -1,17 +1,21 @@
-"""The keys of an open repository, derived once from its bundle."""
+"""The keys of an open repository, derived once from its bundle: all of them, or those of a machine that can only back up."""
 
 from __future__ import annotations
 
-from snapfs.repo.errors import Damaged
+from snapfs.repo.errors import BackupOnly, Damaged, UnsupportedFormat
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.crypto import hkdf, keyed_hash
+from snapfs.repo.format import recipient
+from snapfs.repo.format.crypto import hkdf, keyed_hash, verifying_key
+from snapfs.repo.format.envelope import Opener, Sealer, parse_header
 from snapfs.repo.format.records import Bundle, KeyEntry
 from snapfs.repo.model import BlobId, Kind
 from snapfs.repo.system import System
 
+_NAMES = {L.ROLE_EVERYTHING: L.NAMED_KEYS, L.ROLE_BACKUP_ONLY: L.BACKUP_ONLY_KEYS}
+
 
 class Keys:
-    """Ids, paging, the index's tags and the sealing keys.
+    """Ids, paging, the index's tags, and what objects are sealed and opened with.
 
     Ids and the chunker's key live as long as the repository; only sealing keys have epochs.
     """
@@ -19,9 +23,16 @@ class Keys:
     epoch = 1
 
     def __init__(self, bundle: Bundle, where: str) -> None:
+        """Raises Damaged, UnsupportedFormat for a role of a newer version."""
+        if bundle.role not in _NAMES:
+            raise UnsupportedFormat(
+                f"{where}: a key of a kind that this snapfs does not know: install a newer snapfs"
+            )
         self._keys = {(k.name, k.epoch): k.key for k in bundle.keys}
-        if any((name, 1) not in self._keys for name in L.NAMED_KEYS):
+        if any((name, 1) not in self._keys for name in _NAMES[bundle.role]):
             raise Damaged("a key is missing", where)
+        self.can_read = bundle.role == L.ROLE_EVERYTHING
+        """False: it seals objects, and opens none."""
         id_key = self._keys[b"id", 1]
         self.blob_keys = {kind: hkdf(id_key, None, label) for kind, label in L.ID_LABELS.items()}
         self._snapshot = hkdf(id_key, None, L.SNAPSHOT_ID_LABEL)
@@ -35,14 +46,83 @@ class Keys:
     def generate(system: System) -> tuple[KeyEntry, ...]:
         return tuple(KeyEntry(name, 1, system.salt()) for name in L.NAMED_KEYS)
 
+    def backup_only(self, host: bytes, config: bytes, system: System) -> Bundle:
+        """A new bundle for a machine that can only back up, under the name of this host; `config`: the record."""
+        public = (
+            KeyEntry(name, self.epoch, recipient.public_key(self.sealing(kind, self.epoch), kind))
+            for kind, name in L.PUBLIC_KEYS.items()
+        )
+        own = {
+            b"index": system.salt(),
+            b"signing": system.salt(),
+            b"client": system.salt()[:16],
+            b"host": host,
+        }
+        shared = (KeyEntry(name, 1, self._keys[name, 1]) for name in (b"id", b"chunker"))
+        return Bundle(
+            1, L.ROLE_BACKUP_ONLY, (*shared, *public, *(KeyEntry(n, 1, k) for n, k in own.items())), config
+        )
+
     def blob_id(self, kind: Kind, data: bytes | bytearray | memoryview) -> BlobId:
         return BlobId(keyed_hash(self.blob_keys[kind], data))
 
     def snapshot_id(self, record: bytes) -> bytes:
         return keyed_hash(self._snapshot, record)
 
+    # ---- a machine that can only back up -------------------------------------------------------------------------
+
+    @property
+    def client(self) -> bytes:
+        """The client id that it was given (16 bytes)."""
+        return self._keys[b"client", 1]
+
+    @property
+    def host(self) -> bytes:
+        """The one host that its snapshots may name."""
+        return self._keys[b"host", 1]
+
+    @property
+    def signing(self) -> bytes:
+        """The seed that its events are signed with."""
+        return self._keys[b"signing", 1]
+
+    @property
+    def verifying(self) -> bytes:
+        return verifying_key(self.signing)
+
+    # ---- objects -------------------------------------------------------------------------------------------------
+
+    def sealer(self, kind: int, repository: bytes, system: System, client: bytes = b"") -> Sealer:
+        """For one new object of this kind (L.DATA_VOLUME ...).  Raises BackupOnly for one that these keys cannot make."""
+        salt = system.salt(client)
+        if self.can_read:
+            return Sealer(self.sealing(kind, self.epoch), kind, repository, salt, epoch=self.epoch)
+        if kind not in L.PUBLIC_KEYS:
+            raise BackupOnly
+        public = self._keys[L.PUBLIC_KEYS[kind], self.epoch]
+        ephemeral = recipient.ephemeral_key(self.signing, system.salt(client))
+        return recipient.sealer_to(public, ephemeral, kind, repository, salt, self.epoch)
+
+    def opener(self, kind: int, data: bytes, where: str, repository: bytes | None = None) -> Opener:
+        """Of the object that `data` begins: its header at least.  Raises Damaged, UnsupportedFormat, BackupOnly."""
+        header = parse_header(data, where)
+        if header.kind != kind:
+            raise Damaged("belongs to another repository or is of another kind", where)
+        key = self.sealing(kind, header.epoch)
+        if header.wrap == L.WRAP_BACKUP_ONLY:
+            key = recipient.sealing_key(recipient.private_key(key, kind), header, where)
+        return Opener(key, data, where, kind, repository)
+
+    def written(self, sealer: Sealer, data: bytes, where: str, kind: int, repository: bytes) -> Opener:
+        """Of what was just sealed, and read back.  Who can, opens it as a stranger would."""
+        if self.can_read:
+            return self.opener(kind, data, where, repository)
+        return sealer.opener(data, where, kind, repository)
+
     def sealing(self, kind: int, epoch: int = 1) -> bytes:
-        """The named key that seals objects of this kind (L.DATA_VOLUME ...)."""
+        """The named key that seals objects of this kind (L.DATA_VOLUME ...).  Raises BackupOnly, Damaged."""
+        if not self.can_read:
+            raise BackupOnly
         try:
             return self._keys[L.OBJECT_KEYS[kind], epoch]
         except KeyError:

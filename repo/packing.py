@@ -18,7 +18,6 @@ from typing import Protocol, Self
 from snapfs.repo.errors import SnapfsError, StorageError, UsageError
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.format.records import least_volume
 from snapfs.repo.index import Index
 from snapfs.repo.keys import Keys
@@ -266,11 +265,7 @@ class BlobWriter:
             self._finish(kind, finished, True)
 
     def _new_volume(self, kind: VolumeKind) -> VolumeWriter:
-        object_kind = OBJECTS[kind]
-        salt = self._system.salt(self._client)
-        sealer = Sealer(
-            self._keys.sealing(object_kind), object_kind, self._repository, salt, epoch=self._keys.epoch
-        )
+        sealer = self._keys.sealer(OBJECTS[kind], self._repository, self._system, self._client)
         new = self._storage.create()
         try:
             volume = VolumeWriter(kind, new, sealer)

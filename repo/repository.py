@@ -16,15 +16,10 @@ from snapfs.repo.blobs import CACHE_BYTES, BlobReader
 from snapfs.repo.client import Client
 from snapfs.repo.config import open_config, repository_id, verify_config
 from snapfs.repo.content import Contents
-from snapfs.repo.errors import (
-    RepositoryExists,
-    RolledBack,
-    StorageError,
-)  # fmt: skip
-from snapfs.repo.events import Events, KeyNote, StoredSnapshot
+from snapfs.repo.errors import BackupOnly, RepositoryExists, RolledBack, StorageError
+from snapfs.repo.events import Events, KeyNote, StoredSnapshot, refused_events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import seal_record
@@ -32,6 +27,7 @@ from snapfs.repo.index import Index
 from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB, MiB
+from snapfs.repo.own_events import OwnEvents
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import KeySlots, import_slot, open_with
@@ -77,7 +73,8 @@ class Repository:
         self._progress = progress
         self._said: set[str] = set()
         self.volumes = Volumes(storage, keys, self.id)
-        self.events = Events(storage, keys, self.id, client, system)
+        events = Events if keys.can_read else OwnEvents
+        self.events = events(storage, keys, self.id, client, system)
         self._slots = KeySlots(storage, self.id, bundle, slot, self.events, client, system)
 
     # ---- create and open -----------------------------------------------------------------------------------------
@@ -109,8 +106,7 @@ class Repository:
         KeySlots(storage, repository, bundle, "", events, nobody, system).add(
             password, cost, label, host, user
         )
-        sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
-        data = seal_record(sealer, bundle.config)
+        data = seal_record(keys.sealer(L.CONFIG, repository, system), bundle.config)
         storage.put("config", data, lambda back: verify_config(keys, back, bundle))
         if storage.read("config") != data:
             raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
@@ -123,15 +119,16 @@ class Repository:
     @staticmethod
     def open(place: str, password: bytes, *, cache_dir: str | None = None, state_dir: str | None = None,
              no_cache: bool = False, cache_bytes: int = CACHE_BYTES, progress: Progress = SILENT,
-             system: System = System()) -> Repository:  # fmt: skip
-        """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError.
+             system: System = System(), backing_up: bool = False) -> Repository:  # fmt: skip
+        """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError, and
+        BackupOnly for a password that can do nothing else, unless that is all that is asked for (`backing_up`).
 
         cache_dir and state_dir default to the XDG folders; neither needs to be writable.
         """
         storage = LocalStorage(place, progress.notice)
         try:
             return Repository._open(
-                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system
+                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, backing_up
             )
         except BaseException:
             storage.close()
@@ -139,14 +136,20 @@ class Repository:
 
     @staticmethod
     def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
-              cache_bytes: int, progress: Progress, system: System) -> Repository:  # fmt: skip
+              cache_bytes: int, progress: Progress, system: System, backing_up: bool) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = _state_name(repository, storage)
         state_dir = state_dir or default_state_dir()
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
         client = Client(os.path.join(state_dir, here), system, storage.real_path)
-        slot, bundle = open_with(password, storage, repository, client.remembered.slot)
+        slot, bundle = open_with(password, storage, repository, client.slot_hint)
         keys = Keys(bundle, f"keys/{slot[:8]}")
+        if not keys.can_read:
+            if not backing_up:
+                raise BackupOnly
+            # Of its own: who opens everything from the same account knows other things, and is another client.
+            here += f"-{keys.client.hex()}"
+            client = Client(os.path.join(state_dir, here), system, storage.real_path, keys.client)
         config, problem = open_config(storage, keys, bundle, repository)
         if problem is not None:
             progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
@@ -198,6 +201,14 @@ class Repository:
         """Where the index lies: not to be backed up."""
         return self._index_folder
 
+    def tell_what_is_forgotten(self) -> None:
+        """To a machine that can only back up: where its index is gone, nothing brings it back."""
+        if not self.keys.can_read and self.client.remembered.heads and not self.index.volumes():
+            self._say_once(
+                "what this machine knew of its earlier backups is gone (its cache was deleted or damaged), and its key cannot "
+                "read it here: everything is stored once more; a prune with the whole key frees what is there twice"
+            )
+
     @property
     def created_here(self) -> bool:
         """Whether this machine made it, and remembers that: else its snapshots may be anybody's."""
@@ -208,6 +219,8 @@ class Repository:
         state = self.events.load()
         for problem in state.problems:
             self._say_once(problem)
+        if state.refused:
+            self._say_once(refused_events(state.refused))
         return state.snapshots
 
     def refuse_rollback(self, accept: bool = False) -> None:
@@ -263,8 +276,9 @@ class Repository:
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:
         """Compare the index with the volumes there are; True if anything changed.  `thorough`: down to their directories."""
         return synchronise(
-            self.index, self.volumes, progress or self._progress, thorough, self.client.remembered.damaged
-        )
+            self.index, self.volumes, progress or self._progress, thorough, self.client.remembered.damaged,
+            can_read=self.keys.can_read,
+        )  # fmt: skip
 
     def usable_volumes(self) -> dict[bytes, int]:
         """Name -> size of the volumes that may be relied on, as the index has them."""
@@ -306,6 +320,20 @@ class Repository:
     ) -> str:
         """Make another key slot for another password; returns its name."""
         return self._slots.add(password, cost, label, host, user)
+
+    def add_backup_only_key(
+        self,
+        password: bytes,
+        backs_up: str,
+        *,
+        cost: Cost = Cost(),
+        label: str = "",
+        host: str = "",
+        user: str = "",
+    ) -> str:
+        """Make a key slot for a machine that can only back up, as the host of this name; returns the slot's name."""
+        bundle = self.keys.backup_only(os.fsencode(backs_up), records.encode(self.config), self.system)
+        return self._slots.add_backup_only(bundle, password, cost, label, host, user)
 
     def add_recovery_key(self, *, cost: Cost = Cost(), host: str = "", user: str = "") -> tuple[str, str]:
         """Make a recovery key: (name of its slot, the key as it is printed).  Nobody can get the key again."""

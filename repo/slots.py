@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+from collections.abc import Callable
 
 from snapfs.repo.client import Client
 from snapfs.repo.errors import (
@@ -19,6 +20,7 @@ from snapfs.repo.format import records, recovery
 from snapfs.repo.format.keyslot import Cost, open_slot, parse_slot, seal_slot
 from snapfs.repo.format.records import Bundle
 from snapfs.repo.heap import huge_pages
+from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
@@ -45,16 +47,39 @@ class KeySlots:
 
     def add(self, password: bytes, cost: Cost, label: str, host: str, user: str, *kind: bytes) -> str:
         """Make a slot for another password, and say in an event who did; returns its name.  `kind`: records.KEY_RECOVERY."""
-        data = seal_slot(self._bundle, password, cost, self._repository, self._system.salt())
-        digest = hashlib.sha256(data)
-        self._storage.put(
-            f"keys/{digest.hexdigest()}", data, lambda back: self._verify(digest.digest(), password, back)
+        name, put = self._sealed(self._bundle, password, cost)
+        put()
+        self._announce((name,), label, host, user, *kind)
+        return name.hex()
+
+    def add_backup_only(
+        self, bundle: Bundle, password: bytes, cost: Cost, label: str, host: str, user: str
+    ) -> str:
+        """Make a slot for a machine that can only back up, with a bundle of its own (Keys.backup_only); returns its name.
+
+        The event comes first: what such a slot makes counts from the beginning, or it is not there.
+        """
+        keys = Keys(bundle, "a new key slot")
+        name, put = self._sealed(bundle, password, cost)
+        self._announce(
+            (name, keys.client, keys.verifying), label, host, user, records.KEY_BACKUP_ONLY, keys.host
         )
+        put()
+        return name.hex()
+
+    def _sealed(self, bundle: Bundle, password: bytes, cost: Cost) -> tuple[bytes, Callable[[], None]]:
+        """A new slot's name, and what makes it be there."""
+        data = seal_slot(bundle, password, cost, self._repository, self._system.salt())
+        name = hashlib.sha256(data).digest()
+
+        def put() -> None:
+            self._storage.put(f"keys/{name.hex()}", data, lambda back: _verify(name, bundle, password, back))
+
+        return name, put
+
+    def _announce(self, ids: tuple[bytes, ...], label: str, host: str, user: str, *kind: bytes) -> None:
         who = tuple(text.encode("utf-8", "replace") for text in (label, host, user))
-        self._events.publish(
-            records.EventBody(records.EVENT_KEY_ADDED, None, (digest.digest(),), (*who, *kind))
-        )
-        return digest.hexdigest()
+        self._events.publish(records.EventBody(records.EVENT_KEY_ADDED, None, ids, (*who, *kind)))
 
     def add_recovery(self, cost: Cost, host: str, user: str) -> tuple[str, str]:
         """Make a recovery key, and a slot for it; returns the slot's name and the key as it is printed."""
@@ -65,23 +90,15 @@ class KeySlots:
         """The bytes of a slot, still sealed.  Raises Damaged if they are not those it is named for, StorageError."""
         return sound_slot(self._storage, name)
 
-    def _verify(self, name: bytes, password: bytes, back: bytes) -> None:
-        """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
-        where = "a key slot just written"
-        try:
-            sound = (
-                hashlib.sha256(back).digest() == name and open_slot(back, password, where)[1] == self._bundle
-            )
-        except WrongPassword:
-            sound = False
-        if not sound:
-            raise Damaged("does not open as it was meant: is the memory of this machine sound?", where)
-
     def remove(self, name: str) -> None:
         if name == self.current:
             raise UsageError(
                 "this key slot is the one in use: open the repository with another password to remove it"
             )
+        slot = bytes.fromhex(name)
+        note = self._events.load().key_notes.get(slot)
+        if note is not None and note.backs_up is not None:
+            self._events.remove_key(slot)  # whoever has a copy of it adds nothing more
         self._storage.remove(f"keys/{name}")
 
     def replace(self, password: bytes, cost: Cost, label: str, host: str, user: str) -> str:
@@ -95,6 +112,17 @@ class KeySlots:
         self._storage.remove(f"keys/{old}")
         self._client.remember(slot=self.current)
         return self.current
+
+
+def _verify(name: bytes, bundle: Bundle, password: bytes, back: bytes) -> None:
+    """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
+    where = "a key slot just written"
+    try:
+        sound = hashlib.sha256(back).digest() == name and open_slot(back, password, where)[1] == bundle
+    except WrongPassword:
+        sound = False
+    if not sound:
+        raise Damaged("does not open as it was meant: is the memory of this machine sound?", where)
 
 
 def import_slot(storage: Storage, repository: bytes, data: bytes) -> tuple[str, bool]:

@@ -1,7 +1,8 @@
 """What the live snapshots need of each volume: one bit a blob, and sums.
 
-`stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts, that in the
-volume with the larger live part: what a prune wrote wins over what it was about to remove, also if it was killed in between.
+`stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts: one in a volume
+to rely on rather than another, else that with the larger live part.  So what a prune wrote wins over what it was about to remove,
+also if it was killed in between.
 """
 
 from __future__ import annotations
@@ -176,7 +177,13 @@ def _settle(repository: Repository, there: dict[int, VolumeUse], marks: Marks, p
     if several:
         progress.phase("compare copies", repository.index.count())
         best = {
-            number: (use.volume.usable, use.live / max(use.plain, 1), use.volume.size, use.volume.name)
+            number: (
+                use.volume.usable,
+                use.volume.verified,
+                use.live / max(use.plain, 1),
+                use.volume.size,
+                use.volume.name,
+            )
             for number, use in there.items()
         }
         for copies in _blobs(repository, progress):
