@@ -154,7 +154,10 @@ class Sealed:
                 derive(sealing, f"snapfs/1/backup-only/recipient/{OBJECTS[kind]}")
             )
             shared = private.exchange(X25519PublicKey.from_public_bytes(h[104:]))
-            sealing, label = shared + h[104:] + private.public_key().public_bytes_raw(), f"backup-only/{label}"
+            sealing, label = (
+                shared + h[104:] + private.public_key().public_bytes_raw(),
+                f"backup-only/{label}",
+            )
         okm = derive(sealing, f"snapfs/1/{label}", 64, h[40:72])
         if not hmac.compare_digest(okm[32:], h[72:104]):
             raise Damaged("the key does not fit")
@@ -255,8 +258,9 @@ class Repository:
                 event = record(opened)
                 if opened.backup_only:
                     message = b"snapfs/1/backup-only/signature" + opened.header + event[1]
-                    with suppress(*BAD):  # that one is malformed is for its signer to answer for
-                        claims[name] = record(event[1])[:6], message, event[2]
+                    if decode(event[1])[0][0] == 1:  # else it is of a later version
+                        claim = record(event[1])[:6]
+                        claims[name], _ = (claim, message, event[2]), [h[2] for h in claim[3]] + claim[5][:1]
                 else:
                     events[name] = event[:6]
             except BAD as e:
@@ -283,7 +287,9 @@ class Repository:
 
     def granted(self, events: dict[bytes, Any], claims: dict[bytes, Any]) -> dict[bytes, Any]:
         """The events that count: those of whole keys, and of the others what they were granted to say."""
-        named = {n: {h[2] for h in e[3]} for n, e in {**events, **{n: c[0] for n, c in claims.items()}}.items()}
+        named = {
+            n: {h[2] for h in e[3]} for n, e in {**events, **{n: c[0] for n, c in claims.items()}}.items()
+        }
 
         def before(name: bytes) -> set[bytes]:
             seen, todo = set[bytes](), set(named[name])
