@@ -117,7 +117,7 @@ def backup(settings: Settings, paths: tuple[bytes, ...], **given: Any) -> int:
     with open_repository(settings, progress, backing_up=True) as repository:
         keys = repository.keys
         if not keys.can_read and given["parent"] is not None:
-            raise BackupOnly(", and reads no earlier snapshot, so there is no --parent")
+            raise BackupOnly(", and goes on from its own last snapshot, so there is no --parent")
         options = BackupOptions(
             paths=sources,
             host=given["host"] or (os.fsencode(socket.gethostname()) if keys.can_read else keys.host),

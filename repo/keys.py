@@ -87,6 +87,11 @@ class Keys:
         return self._keys[b"signing", 1]
 
     @property
+    def pages(self) -> bytes:
+        """What it seals with that it keeps of its own last snapshots on this machine."""
+        return hkdf(self._keys[b"index", 1], None, L.OWN_PAGES_LABEL)
+
+    @property
     def verifying(self) -> bytes:
         return verifying_key(self.signing)
 

@@ -94,8 +94,9 @@ class BlobWriter:
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
                  *, volume_size: int, largest_blob: int, compression: str = "auto",
-                 avoid: Collection[int] = ()) -> None:  # fmt: skip
-        """`avoid`: numbers of volumes that are to go: what is only there is stored again."""
+                 avoid: Collection[int] = (),
+                 keep: Callable[[Kind, BlobId, bytes | memoryview], None] | None = None) -> None:  # fmt: skip
+        """`avoid`: numbers of volumes that are to go: what is only there is stored again.  `keep`: is told all blobs of trees."""
         least = least_volume(largest_blob)
         if not least <= volume_size <= L.VOLUME_SIZE_LIMIT:
             raise UsageError(
@@ -109,6 +110,7 @@ class BlobWriter:
         self._system = system
         self._client = client
         self._avoid = avoid
+        self._keep = keep
         self._volume_size = volume_size
         self._level = 0 if compression == "off" else framing.LEVELS[compression]
         self._last = threading.local()
@@ -157,6 +159,8 @@ class BlobWriter:
         if self._failure is not None:
             self._raise()
         blob = self._keys.blob_id(kind, data)
+        if self._keep is not None and kind is not Kind.CONTENT:
+            self._keep(kind, blob, data)
         if self.known(blob):
             return blob
         self._pending.add(blob)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Self
 
@@ -17,7 +17,7 @@ from snapfs.repo.client import Client
 from snapfs.repo.config import open_config, repository_id, verify_config
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import BackupOnly, RepositoryExists, RolledBack, StorageError
-from snapfs.repo.events import Events, KeyNote, StoredSnapshot, refused_events
+from snapfs.repo.events import Events, KeyNote, State, StoredSnapshot, refused_events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost
@@ -28,6 +28,7 @@ from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB, MiB
 from snapfs.repo.own_events import OwnEvents
+from snapfs.repo.own_pages import OwnPages
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import KeySlots, import_slot, open_with
@@ -170,6 +171,8 @@ class Repository:
     def close(self) -> None:
         if "index" in self.__dict__:
             self.index.close()
+        if (pages := self.__dict__.get("own_pages")) is not None:
+            pages.close()
         self.storage.close()
 
     # ---- what it is made of, opened when first used --------------------------------------------------------------
@@ -183,7 +186,22 @@ class Repository:
         return index
 
     @cached_property
+    def own_pages(self) -> OwnPages | None:
+        """What a machine that can only back up has of its own last snapshots."""
+        if self.keys.can_read:
+            return None
+        return OwnPages(
+            None if self._index_folder is None else os.path.dirname(self._index_folder), self.keys
+        )
+
+    def earlier(self, paths: Sequence[bytes]) -> State:
+        """Where to look for snapshots that another one of these paths may go on from."""
+        return self.events.load() if self.own_pages is None else self.own_pages.earlier(paths)
+
+    @cached_property
     def blobs(self) -> BlobReader:
+        if self.own_pages is not None:
+            return self.own_pages
         return BlobReader(
             self.index, self.volumes, self.keys, self.synchronise, self.cache_bytes, self.note_damaged
         )
@@ -199,6 +217,8 @@ class Repository:
     @property
     def cache_folder(self) -> str | None:
         """Where the index lies: not to be backed up."""
+        if self._index_folder is not None and not self.keys.can_read:
+            return os.path.dirname(self._index_folder)  # its own pages are there, too
         return self._index_folder
 
     def tell_what_is_forgotten(self) -> None:
@@ -271,6 +291,7 @@ class Repository:
         return BlobWriter(
             self.index, self.volumes, self.keys, self.id, self.system, self.client.id, compression=compression,
             volume_size=volume_size or self.config.volume_size, largest_blob=self.config.chunk_maximum, avoid=avoid,
+            keep=None if self.own_pages is None else self.own_pages.keep,
         )  # fmt: skip
 
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:

@@ -271,7 +271,6 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, source: Path) -> None:
         for attempt in (
             lambda: repository.events.forget([first.id]), lambda: repository.events.undelete([first.id]),
             lambda: repository.events.set_tags(first.id, [b"t"]), lambda: repository.add_key(b"x", cost=repos.CHEAP),
-            lambda: repository.trees.resolve(first.record.root, os.fsencode(source)),
             lambda: [*repository.volumes.directory(VolumeKind.DATA, *next(
                 (name, size) for name, (kind, size) in repository.volumes.listing().items() if kind is VolumeKind.DATA))],
         ):  # fmt: skip
@@ -280,7 +279,7 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, source: Path) -> None:
         path = (os.fsencode(source),)
         for options in (
             BackupOptions(path, b"other", b"u"),
-            BackupOptions(path, b"web1", b"u", skip_if_unchanged=True),
+            BackupOptions(path, b"web1", b"u", parent=first),
         ):
             with pytest.raises((BackupOnly, UsageError)):
                 backup(repository, options)
@@ -791,3 +790,117 @@ def test_any_bytes_sealed_to_the_whole_key_open_as_they_were(rounds: Rounds) -> 
             with pytest.raises(Damaged):
                 Opener(wrong_key, wrong_header, "it", kind, REPOSITORY).body(0, sealed)
     assert KEYS.can_read
+
+
+# ---- what it keeps of its own last snapshots ---------------------------------------------------------------------
+
+
+def many(folder: Path, count: int) -> Path:
+    return make(folder, {b"d%d/f%04d" % (n % 7, n): File(b"%d" % n * 50) for n in range(count)})
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
+    repos.create(tmp_path)
+    source, machine = many(tmp_path / "source", 600), Machine(tmp_path)
+    (source / "large").write_bytes(noise(3_000_000, 1))
+    first = machine.snapshot(source)
+    second = machine.snapshot(source)
+    assert second.record.parent == first.id
+    totals = second.record.totals
+    assert (totals.files_unmodified, totals.dirs_unmodified, totals.bytes_added) == (
+        601,
+        7 + len(source.parts) - 1,
+        0,
+    )
+    (source / "d3/f0003").write_bytes(b"changed")
+    (source / "d5/f0005").unlink()
+    third = machine.snapshot(source)
+    assert (third.record.totals.files_unmodified, third.record.totals.files_changed) == (599, 1)
+    with machine.open() as repository:
+        result = backup(
+            repository, BackupOptions((os.fsencode(source),), b"web1", b"user", skip_if_unchanged=True)
+        )
+        assert result.skipped
+    reads_back(tmp_path, source, third)
+    other = machine.snapshot(source / "d1")
+    assert other.record.parent is None, "other paths: another snapshot to go on from"
+
+
+@pytest.mark.torture
+def test_what_is_lost_of_it_is_read_again(tmp_path: Path, rounds: Rounds) -> None:
+    repos.create(tmp_path)
+    source, machine = many(tmp_path / "source", 300), Machine(tmp_path)
+    machine.snapshot(source)
+    (pages,) = machine.own.rglob("pages")
+    with machine.open() as repository:  # closes it: all is in one file
+        repository.earlier([b"x"])
+    whole = pages.read_bytes()
+    assert pages.stat().st_mode & 0o77 == 0
+    for seed in rounds.seeds(6):
+        chance = random.Random(seed)
+        harmed = bytearray(whole)
+        match chance.randrange(4):
+            case 0:
+                harmed[chance.randrange(len(harmed))] ^= 1 << chance.randrange(8)
+            case 1:
+                at = chance.randrange(0, len(harmed), 4096)
+                harmed[at : at + 4096] = chance.randbytes(4096)
+            case 2:
+                del harmed[chance.randrange(len(harmed)) :]
+            case _:
+                harmed[:100] = bytes(100)
+        pages.write_bytes(harmed)
+        last = machine.snapshot(source)
+        assert last.record.totals.files == 300
+        assert last.record.totals.bytes_added == 0
+    reads_back(tmp_path, source, last)
+
+
+def test_what_was_pruned_meanwhile_is_read_and_stored_again(tmp_path: Path) -> None:
+    """Its own pages say that all is unchanged; the volumes that had it are gone."""
+    repos.create(tmp_path)
+    source, machine = many(tmp_path / "source", 300), Machine(tmp_path)
+    first = machine.snapshot(source)
+    with repos.open_(tmp_path) as repository:
+        repository.events.forget([first.id])
+        prune(repository, ALL)
+        assert not repository.volumes.listing()
+    second = machine.snapshot(source)
+    assert second.record.totals.files_unmodified == 300 or second.record.totals.data_blobs > 0
+    reads_back(tmp_path, source, second)
+    machine.snapshot(source)
+    reads_back(tmp_path, source, second)
+
+
+def test_it_keeps_no_more_than_the_last_ones_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapfs.repo.own_pages._LEAST", 2)
+    repos.create(tmp_path)
+    source, machine = many(tmp_path / "source", 300), Machine(tmp_path)
+
+    def count() -> int:
+        with machine.open() as repository:
+            assert repository.own_pages is not None
+            row = repository.own_pages._row("SELECT count(*) FROM page")
+            assert row is not None
+            return int(row[0])
+
+    machine.snapshot(source)
+    needed = count()
+    assert needed > 10
+    for turn in range(5):
+        for n in range(0, 300, 20):
+            (source / f"d{n % 7}/f{n:04}").write_bytes(b"%d" % turn)
+        last = machine.snapshot(source)
+        assert count() <= 3 * needed + 2
+    assert machine.snapshot(source).record.totals.files_unmodified == 300
+    reads_back(tmp_path, source, last)
+
+
+def test_what_it_keeps_opens_with_its_own_key_alone(tmp_path: Path) -> None:
+    repos.create(tmp_path)
+    source, machine = make(tmp_path / "source", {b"canary-name": File(b"canary-content")}), Machine(tmp_path)
+    machine.snapshot(source)
+    found = b"".join(path.read_bytes() for path in machine.own.rglob("*") if path.is_file())
+    assert len(found) > 4096
+    assert b"canary" not in found
+    assert os.fsencode(source.name) not in found

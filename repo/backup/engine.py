@@ -70,8 +70,8 @@ class _Run:
                 raise UsageError(
                     f"this key backs up the host {own!r} and no other: leave --host out, or make a key for {other!r}"
                 )
-            if options.parent is not None or options.skip_if_unchanged:
-                raise BackupOnly(", and reads no earlier snapshot, so there is no --skip-if-unchanged")
+            if options.parent is not None:
+                raise BackupOnly(", and reads no snapshot, so it goes on from its own last one and no other")
 
     def run(self) -> BackupResult:
         if self.options.dry_run:
@@ -87,7 +87,7 @@ class _Run:
         earlier = (
             [options.parent]
             if options.parent is not None
-            else choose(repository.events.load(), options.host, self.paths)
+            else choose(repository.earlier(self.paths), options.host, self.paths)
         )
         self.earlier = [s for s in earlier if not options.force]
         self.parent = self.earlier[-1] if self.earlier else None
@@ -205,6 +205,8 @@ class _Run:
             self.repository.index.note_whole(
                 stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
             )
+        if self.repository.own_pages is not None:
+            self.repository.own_pages.keep_snapshot(stored)
         return stored
 
     def _gone(self, writer: BlobWriter) -> int:

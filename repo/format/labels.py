@@ -118,6 +118,9 @@ RECIPIENT_LABELS = {
 }
 """Of the private keys, derived from the named keys of the same kind."""
 EPHEMERAL_LABEL = PREFIX + b"backup-only/ephemeral"
+OWN_PAGES_LABEL = PREFIX + b"backup-only/own pages"
+OWN_PAGE_LABEL = PREFIX + b"backup-only/own page"
+"""Of what such a machine keeps of its own last snapshots, never in the repository."""
 SIGNATURE_LABEL = PREFIX + b"backup-only/signature"
 PUBLIC_KEYS = {DATA_VOLUME: b"data public", TREE_VOLUME: b"tree public", EVENT: b"event public"}
 """What the bundle of such a client has in place of the named key."""
