@@ -309,16 +309,18 @@ class Repository:
         for name, (event, message, signature) in claims.items():
             with suppress(*BAD):
                 _, client, _, heads, _, body = event
-                grant = [g for g in grants.get(client, ()) if signed_by(g[1], message, signature)][:1]
+                hosts = set()
+                for slot, key, host in grants.get(client, ()):
+                    gone = ends.get(slot, {})
+                    seen = {n for s in gone.values() if not s & gone.keys() for n in s}
+                    if (not gone or name in seen) and signed_by(key, message, signature):
+                        hosts.add(host)
                 own = all(h[0] == client and h[2] not in events for h in heads)
                 own &= all(h[2] not in claims or claims[h[2]][0][1] == client for h in heads)
-                gone = ends.get(grant[0][0], {}) if grant else {}
-                seen = {n for s in gone.values() if not s & gone.keys() for n in s}
-                if not grant or not own or (gone and name not in seen) or body[0] not in (1, 5):
-                    continue
-                snapshot = record(body[1])
-                if snapshot[3] == grant[0][2] and snapshot[8] == (body[0] == 1):
-                    counting[name] = event
+                if own and hosts and body[0] in (1, 5):
+                    snapshot = record(body[1])
+                    if snapshot[3] in hosts and snapshot[8] == (body[0] == 1):
+                        counting[name] = event
         return counting
 
     def index(self, verify: bool) -> None:

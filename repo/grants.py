@@ -124,10 +124,11 @@ def _judge(
     events: Mapping[bytes, Event],
 ) -> tuple[str | None, bool]:
     """(why it does not count, whether that is because this version does not know what it says)."""
-    grant = next((g for g in grants if verifies(g.key, claim.message, claim.signature)), None)
-    if grant is None:
+    fitting = [g for g in grants if verifies(g.key, claim.message, claim.signature)]
+    if not fitting:
         return "nobody granted that, or the signature does not hold", False
-    if grant.slot in seen and name not in seen[grant.slot]:
+    hosts = [g.host for g in fitting if g.slot not in seen or name in seen[g.slot]]
+    if not hosts:
         return "its key was removed before", False
     if claim.event is None:
         return "", True
@@ -147,7 +148,7 @@ def _judge(
         return "", True
     except Damaged:
         return "what it brings is no snapshot", False
-    if snapshot.host != grant.host:
+    if snapshot.host not in hosts:
         return "its snapshot is said to be of another host", False
     if snapshot.complete != (body.type == records.EVENT_SNAPSHOT):
         return "what it brings is no snapshot", False
