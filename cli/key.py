@@ -1,6 +1,6 @@
 """`snapfs key list`, `add`, `passwd`, `remove`: what opens a repository.
 
-`key recovery` is in recovery.py, `key export` and `key import` in keyfile.py.
+`key recovery` is in recovery.py, `key export` and `key import` in keyfile.py, `key rotate` in rotate.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from snapfs.cli.options import MIB, Settings, command, settings_options
 from snapfs.cli.progress import reporter
 from snapfs.cli.recovery import recovery
 from snapfs.cli.render import document, iso, line, moment, out, table
+from snapfs.cli.rotate import rotate
 from snapfs.repo.errors import UsageError
 from snapfs.repo.events import KeyNote
 from snapfs.repo.format import labels as L
@@ -39,6 +40,7 @@ def key() -> None:
       snapfs key add            a second password, for a colleague
       snapfs key passwd         another password in place of the one you use
       snapfs key recovery       a key for paper, in case all passwords are forgotten
+      snapfs key rotate         new keys, after a password or a computer was stolen
     """
 
 
@@ -101,7 +103,13 @@ def kind_of(note: KeyNote | None) -> str:
 def _note(name: str, note: KeyNote | None, current: bool) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if note is not None:
-        about = {"kind": kind_of(note), "label": note.label, "hostName": note.host, "userName": note.user}
+        about = {
+            "kind": kind_of(note),
+            "label": note.label,
+            "hostName": note.host,
+            "userName": note.user,
+            "epoch": note.epoch,
+        }
         if note.backs_up is not None:
             about["backsUp"] = note.backs_up
     when = {} if note is None else {"created": iso(note.time)}
@@ -111,6 +119,8 @@ def _note(name: str, note: KeyNote | None, current: bool) -> dict[str, Any]:
 @command(name="list")
 def list_keys(settings: Settings) -> None:
     """List the passwords and recovery keys (not what they are): the one in use has a star.
+
+    One with "old keys" was put back after a `snapfs key rotate`: it opens what was there before.
 
     \b
     Example:
@@ -127,7 +137,9 @@ def list_keys(settings: Settings) -> None:
                 ("",) * 5
                 if note is None
                 else (
-                    kind_of(note) + (f" ({line(note.backs_up)})" if note.backs_up is not None else ""),
+                    kind_of(note)
+                    + (f" ({line(note.backs_up)})" if note.backs_up is not None else "")
+                    + (" (old keys)" if note.epoch < repository.keys.epoch else ""),
                     line(note.label),
                     line(note.user),
                     line(note.host),
@@ -228,5 +240,5 @@ def _say(settings: Settings, text: str, kind: str, name: str) -> None:
         out(text)
 
 
-for _command in (list_keys, add, passwd, remove, recovery, export, import_key):
+for _command in (list_keys, add, passwd, remove, recovery, rotate, export, import_key):
     key.add_command(_command)

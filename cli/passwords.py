@@ -70,6 +70,14 @@ def existing(settings: Settings, notice: Notice) -> bytes | None:
     )
 
 
+def from_file(name: str, notice: Notice) -> bytes:
+    """The password in a file.  Raises UsageError."""
+    password = _from_file(name, notice)
+    if not password:
+        raise UsageError(f"password file {name}: is empty")
+    return password
+
+
 def ask(question: str, instead: str = "--password-file, --password-command or SNAPFS_PASSWORD") -> bytes:
     """Ask on the terminal, without echo.  Raises UsageError where there is none."""
     if not _has_terminal():

@@ -28,7 +28,7 @@ def _unused(ctx: click.Context, param: click.Parameter, value: str) -> Unused:
         raise click.BadParameter(str(error)) from None
 
 
-def _duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
+def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """Seconds, from "30s", "5m" or "2h"."""
     number, unit = value[:-1], _SECONDS.get(value[-1:].lower())
     if value == "0":
@@ -53,7 +53,7 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
     "--retry-lock",
     metavar="TIME",
     default="0",
-    callback=_duration,
+    callback=seconds,
     help="Wait so long (5m, 2h) for backups that run; new ones wait meanwhile.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")

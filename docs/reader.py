@@ -139,7 +139,7 @@ class Sealed:
     def __init__(self, path: Path, kind: int, rid: bytes | None, key: Callable[[bytes], bytes]) -> None:
         with open(path, "rb") as f:
             h = f.read(136).ljust(136, b"\0")
-        self.path, self.size = path, path.stat().st_size
+        self.path, self.size, self.epoch = path, path.stat().st_size, int.from_bytes(h[20:24], "little")
         magic, version, length, features, suite, wrap, found = struct.unpack_from("<8sHHIBBB", h)
         self.backup_only = wrap == 2 and kind < 4  # by a key that can only back up
         want, wraps = (136, 2) if self.backup_only else (116, 1) if kind == 5 else (104, 0)
@@ -211,13 +211,19 @@ class Repository:
         if bundle[1] != 1:
             stop(13, "this password opens a key that can only back up: it reads nothing")
         self.keys: dict[tuple[bytes, int], bytes] = {(name, epoch): key for name, epoch, key in bundle[2]}
+        self.epoch = max(epoch for _, epoch in self.keys)
+        self.closing = {key for name, _, key in bundle[2] if name == b"rotation"}
+        self.before = {key for name, _, key in bundle[2] if name == b"before rotation"}
         config = record(bundle[3])  # a copy, good even if the file is not; it names the repository, too
         self.rid: bytes | None = config[1]
         try:
-            config = record(self.unseal(folder / "config", 4))
+            sealed = self.unseal(folder / "config", 4)
+            if sealed.epoch != self.epoch:
+                raise Damaged(f"sealed with keys of epoch {sealed.epoch}, those of now are of {self.epoch}")
+            config = record(sealed)
         except BAD as e:
             problem(folder / "config", e)
-        if config[2]:
+        if set(config[2]) - {b"key epochs"}:
             stop(1, f"the repository has features this reader does not know: {config[2]}")
         self.labels = {k: derive(self.keys[b"id", 1], f"snapfs/1/id/{label}") for k, label in LABELS.items()}
         self.volumes: dict[int, Sealed] = {}
@@ -235,44 +241,68 @@ class Repository:
                 raise Damaged("its Argon2id parameters are out of bounds")
             return Argon2id(salt=h[40:72], length=32, iterations=t, lanes=p, memory_cost=m).derive(word)
 
+        found = []
         for path, word in ((p, w) for p in slots for w in {password, printed(password)}):
             try:
-                return record(Sealed(path, 5, None, partial(stretch, word=word)))
+                found.append(record(Sealed(path, 5, None, partial(stretch, word=word))))
             except BAD as e:
                 if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                     problem(path, f"this key slot is damaged: {e}")
-        stop(12, "the password opens no key slot")
+        if not found:
+            stop(12, "the password opens no key slot")
+        return max(found, key=lambda bundle: max(key[1] for key in bundle[2]))  # that with the newest keys
 
     def unseal(self, path: Path, kind: int) -> Sealed:
         key = OBJECTS[kind].encode()
-        return Sealed(path, kind, self.rid, lambda h: self.keys[key, int.from_bytes(h[20:24], "little")])
+
+        def named(h: bytes) -> bytes:
+            epoch = int.from_bytes(h[20:24], "little")
+            if (key, epoch) not in self.keys:
+                raise Damaged(f"sealed with keys of epoch {epoch}, which this password does not open")
+            return self.keys[key, epoch]
+
+        return Sealed(path, kind, self.rid, named)
 
     def snapshots(self) -> list[tuple[bytes, list[Any]]]:
         """Id and record of all that are not forgotten, oldest first."""
         key = derive(self.keys[b"id", 1], "snapfs/1/id/snapshot")
-        events, claims, found, forgotten = {}, {}, {}, set[bytes]()
+        events, claims, epochs, found, forgotten = {}, {}, {}, {}, set[bytes]()
         there = {bytes.fromhex(path.name): path for path in objects(self.folder / "events")}
         for name, path in there.items():
             try:
-                opened = self.unseal(path, 3)
-                event = record(opened)
-                if opened.backup_only:
-                    message = b"snapfs/1/backup-only/signature" + opened.header + event[1]
-                    if decode(event[1])[0][0] == 1:  # else it is of a later version
-                        claim = record(event[1])[:6]
-                        claims[name], _ = (claim, message, event[2]), [h[2] for h in claim[3]] + claim[5][:1]
-                else:
-                    events[name] = event[:6]
+                sealed = self.unseal(path, 3)
+                event, epochs[name] = record(sealed), sealed.epoch
+                if not sealed.backup_only:
+                    _, _, _, heads, _, _ = events[name] = event[:6]
+                elif decode(event[1])[0][0] == 1:  # else it is of a later version
+                    message = b"snapfs/1/backup-only/signature" + sealed.header + event[1]
+                    claim = record(event[1])[:6]
+                    claims[name], _ = (claim, message, event[2]), [h[2] for h in claim[3]] + claim[5][:1]
             except BAD as e:
                 problem(path, e)
+        if self.epoch > 1:  # an event of earlier keys counts if one of the newest names it, or it was there
+            heads = {n: {h[2] for h in e[3]} for n, e in events.items()}
+            heads |= {n: {h[2] for h in c[0][3]} & claims.keys() for n, c in claims.items()}
+            listed = [set(events[name][5][2]) for name in self.closing & events.keys()]
+            newest = {n for n, epoch in epochs.items() if epoch == self.epoch}
+            todo, new = (newest & events.keys()).union(self.closing, self.before, *listed), set[bytes]()
+            while todo:
+                new |= todo
+                todo = {h for name in todo for h in heads.get(name, ())} - new
+            new |= newest & claims.keys()
+            if old := len((events.keys() | claims.keys()) - new):
+                print(f"{old} events came after their keys were changed, and do not count", file=sys.stderr)
+            events = {name: event for name, event in events.items() if name in new}
+            claims = {name: claim for name, claim in claims.items() if name in new}
         events = {n: ({h[2] for h in e[3]}, e[4], e[5]) for n, e in self.granted(events, claims).items()}
-        for name, (_, _, body) in events.items():
+        for name in list(events):
             try:
-                if body[0] == 1:
-                    found[blake3(body[1], key=key).digest()] = record(body[1])
+                if events[name][2][0] == 1:
+                    found[blake3(events[name][2][1], key=key).digest()] = record(events[name][2][1])
             except BAD as e:
                 problem(there[name], e)
-        for gone in {h for heads, _, _ in events.values() for h in heads} - there.keys():
+        needed = {h for heads, _, _ in events.values() for h in heads} | self.closing | self.before
+        for gone in needed - there.keys():
             problem(self.folder / "events" / gone.hex(), "missing, but others name it: damage or tampering")
         depth: dict[bytes, int] = {}
         for name in TopologicalSorter({e: events[e][0] & events.keys() for e in events}).static_order():

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 
-from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, RepositoryError, RepositoryNotFound, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import parse_header
@@ -60,8 +60,14 @@ def open_config(
         return _checked(bundle.config, repository), None
     try:
         data = storage.read("config", 0, L.RECORD_LIMIT)
-        record = open_record(keys.opener(L.CONFIG, data, "config", repository), data)
-    except (Damaged, StorageError) as error:
+        opener = keys.opener(L.CONFIG, data, "config", repository)
+        record = open_record(opener, data)
+        if opener.epoch != keys.epoch:  # anybody who once had the old keys can write such a one
+            problem, record = (
+                "config: sealed with keys that were changed; `snapfs key rotate` writes a new one",
+                bundle.config,
+            )
+    except (Damaged, OldKeys, StorageError) as error:
         problem, record = str(error), bundle.config
     return _checked(record, repository), problem
 

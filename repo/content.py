@@ -14,7 +14,8 @@ from snapfs.repo.errors import Damaged
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.model import BlobId, Extent, Holes, Kind, Node
-from snapfs.repo.pages import Leaf, PageReader, PageWriter, Put, Sums
+from snapfs.repo.page_writer import PageWriter, Put, Sums
+from snapfs.repo.pages import Leaf, PageReader
 
 _EXTENTS = Leaf(
     lambda raws, where: [records.decode_extent(raw, where) for raw in raws],

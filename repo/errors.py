@@ -11,6 +11,7 @@
     |   |-- BackupOnly          the key at hand can add backups, and do nothing else
     |   |-- RolledBack          events are gone that were here: an older state, or files were deleted
     |   |-- UnsupportedFormat   written by a newer snapfs, or with a feature this one lacks
+    |   |   `-- OldKeys           sealed with keys that took the place of those this password opens
     |   |-- StorageError        the place itself failed: I/O error, full disk, no permission
     |   `-- Damaged             bytes are not what was written
     |       |-- BlobMissing     no volume holds a blob that something refers to
@@ -91,6 +92,10 @@ class RolledBack(RepositoryError):
 
 class UnsupportedFormat(RepositoryError):
     pass
+
+
+class OldKeys(UnsupportedFormat):
+    exit_code = 26
 
 
 class StorageError(RepositoryError):

@@ -2,7 +2,8 @@
 
 Each event names the heads its writer had seen, so the events form a graph.  What they add up to does not depend on clocks: an
 event counts after everything it had seen; among events that had not seen one another, time and name decide.  An event that
-another one names and that is not there is damage or tampering, and is said.
+another one names and that is not there is damage or tampering, and is said.  Once the keys were changed, counting.py says which
+events count: the others are as if they were not there, whoever made them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from snapfs.repo.client import Client
+from snapfs.repo.counting import NewerEvent, Rotation, as_rotation, came_before, counted
 from snapfs.repo.doubts import Times, witness
-from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, StorageError
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
+from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import open_record, seal_record
 from snapfs.repo.grants import Claim, admit, granted, open_claim
@@ -29,6 +32,8 @@ from snapfs.repo.model import Snapshot
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
+_LISTED = 100_000
+"""Names in one event of a change of keys, at most: it may have 4 MiB."""
 _AGAIN_SECONDS = 60
 """A failing disk may take ten for each try."""
 
@@ -60,6 +65,8 @@ class KeyNote(NamedTuple):
     """Whether a recovery key opens it, and not a password that somebody chose."""
     backs_up: str | None = None
     """The host that it may back up, where it can do nothing else."""
+    epoch: int = 1
+    """Of the newest keys in it."""
 
 
 @dataclass
@@ -87,6 +94,18 @@ class State:
     """Names of missing events whose loss was accepted on this machine."""
     key_notes: dict[bytes, KeyNote] = field(default_factory=dict)
     heads: tuple[Head, ...] = ()
+    newer: int = 0
+    """Events that these keys do not open, but those that took their place."""
+    late: int = 0
+    """Events that do not count: sealed with keys that had been changed when they came."""
+    rotations: list[Rotation] = field(default_factory=list)
+    """Each time that the keys were changed, in order."""
+    closed: Rotation | None = None
+    """The keys that this process has were changed: nothing that they seal from then on counts."""
+    listed: frozenset[bytes] = frozenset()
+    """Names of events and volumes that were there when the keys were changed last."""
+    notices: list[str] = field(default_factory=list)
+    """What is to be said of all this, and is no damage."""
     sequence: int = 0
     """The highest sequence number of this client."""
 
@@ -108,7 +127,11 @@ class Events:
         self._repository = repository
         self._client = client
         self._system = system
-        self._opened: dict[bytes, Event | Claim | str] = {}
+        self._opened: dict[bytes, Event | Claim | NewerEvent | str] = {}
+        self._epochs: dict[bytes, int] = {}
+        """Of the keys that opened each of them."""
+        self._counted: dict[bytes, Event] = {}
+        """Those that count: all, as long as the keys were never changed, and nobody said what he may not."""
         self._state: State | None = None
         self._stamp: object = None
         self._again_at = 0.0
@@ -128,6 +151,10 @@ class Events:
         if any(name and self._storage.size(f"events/{name.hex()}") is not None for name in state.missing):
             state = self._load()
         return state
+
+    def state(self) -> State:
+        """As it was at the last look, if there was one."""
+        return self.load() if self._state is None else self._state
 
     def _load(self) -> State:
         looked = self._system.now()
@@ -151,7 +178,7 @@ class Events:
         self._stamp = stamp
         return self._state
 
-    def _known(self, name: bytes, again: bool) -> Event | Claim | str | None:
+    def _known(self, name: bytes, again: bool) -> Event | Claim | NewerEvent | str | None:
         """What a disk does not give back now it may give back later, so that is not known for ever."""
         event = self._opened.get(name)
         return None if again and isinstance(event, str) else event
@@ -167,8 +194,42 @@ class Events:
         stamp = self._storage.stamp("events")
         return stamp is None or stamp != self._stamp or time.monotonic() >= self._again_at
 
+    def refuse_old_keys(self) -> None:
+        """Raise OldKeys if what these keys seal does not count any more."""
+        closed = self.load().closed
+        if closed is not None:
+            raise OldKeys(f"nothing was written: {_changed(closed)}")
+
     def publish(self, body: EventBody) -> bytes:
-        """Append an event to this client's chain: the commit of whatever it says.  Returns its name."""
+        """Append an event to this client's chain: the commit of whatever it says.  Returns its name.
+
+        Raises OldKeys if the keys were changed before, or at this moment on another machine: then it may not count.
+        """
+        self.refuse_old_keys()
+        name = self._append(body)
+        state = self._load()
+        if state.closed is not None and name not in came_before(self._counted, self._closing()):
+            raise OldKeys(f"what was just written may not count: {_changed(state.closed)}")
+        return name
+
+    def close_epoch(
+        self, volumes: Sequence[bytes], host: str, user: str
+    ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Say that the keys are changed, and what there is of events and `volumes` (names): nothing that comes later under these
+        keys counts.  Returns the names of the events that say so, and of the heads before them.
+
+        Who published at this moment is taken up: afterwards these events have seen all there are.
+        """
+        who = (host.encode("utf-8", "replace"), user.encode("utf-8", "replace"))
+        before = tuple(head.name for head in self.load().heads)
+        while True:
+            names = [*self._counted, *volumes]
+            parts = [tuple(names[at : at + _LISTED]) for at in range(0, len(names), _LISTED)]
+            said = [self._append(EventBody(records.EVENT_KEYS_CHANGED, None, part, who)) for part in parts]
+            if [head.name for head in self.load().heads] == said[-1:]:
+                return tuple(said), before
+
+    def _append(self, body: EventBody) -> bytes:
         state = self.load()
         event = Event(1, self._client.id, state.sequence + 1, state.heads, self._system.now(), body)
         sealer = self._keys.sealer(L.EVENT, self._repository, self._system, self._client.id)
@@ -178,10 +239,18 @@ class Events:
         name = hashlib.sha256(data).digest()
         self._storage.put(f"events/{name.hex()}", data, lambda back: self._verify(name, event, back))
         self._opened[name] = event
+        self._epochs[name] = self._keys.epoch
         self._published.add(name)
         self._state = self._fold()
         self._remember(self._state)
         return name
+
+    def _closing(self) -> list[bytes]:
+        """Names of the events that ended the newest epoch there are keys for."""
+        return [
+            name for name, event in self._counted.items()
+            if event.body.type == records.EVENT_KEYS_CHANGED and self._epochs[name] == self._keys.epoch
+        ]  # fmt: skip
 
     def _verify(self, name: bytes, event: Event, back: bytes) -> None:
         """Raise Damaged unless a stranger would find this event under this name."""
@@ -215,7 +284,7 @@ class Events:
         """Of a slot that can only back up: what comes from there after this does not count."""
         self.publish(EventBody(records.EVENT_KEY_REMOVED, None, (slot,)))
 
-    def _open(self, name: bytes, size: int) -> Event | Claim | str:
+    def _open(self, name: bytes, size: int) -> Event | Claim | NewerEvent | str:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
         if size > L.RECORD_LIMIT:
@@ -225,9 +294,12 @@ class Events:
             if hashlib.sha256(data).digest() != name:
                 raise Damaged("its bytes are not those it was named for")
             opener = self._keys.opener(L.EVENT, data, path, self._repository)
+            self._epochs[name] = opener.epoch
             if opener.wrap == L.WRAP_BACKUP_ONLY:
                 return open_claim(opener, data, path)
             return records.decode(Event, open_record(opener, data), path)
+        except OldKeys:
+            return NewerEvent(parse_header(data, path).epoch)
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
 
@@ -245,11 +317,21 @@ class Events:
 
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
-        events = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
+        opened = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
         claims = {name: e for name, e in self._opened.items() if isinstance(e, Claim)}
+        opened |= {name: claim.event for name, claim in claims.items() if claim.event is not None}
+        events, state.listed = counted(opened, self._epochs, self._keys, claims)
+        state.late = len(opened) - len(events)
+        unread = {name for name, claim in claims.items() if claim.event is None}
+        unread = {n for n in unread if self._epochs[n] == self._keys.epoch or n in state.listed}
+        claims = {name: claim for name, claim in claims.items() if name in events or name in unread}
+        events = {name: event for name, event in events.items() if name not in claims}
         admitted = admit(claims, events, in_order(events) if claims else ())
         state.refused, state.unknown = admitted.refused, admitted.newer
+        if admitted.refused:
+            state.notices.append(refused_events(admitted.refused))
         events |= admitted.events
+        self._counted = events
         self._find_missing(events, state)
         named = {head.name for e in events.values() for head in e.heads}
         state.heads = tuple(
@@ -257,7 +339,7 @@ class Events:
                    key=lambda h: (h.client, h.sequence, h.name))
         )  # fmt: skip
         # Its last event may be damaged: no number is given twice.
-        numbers = [(e.client, e.sequence) for e in events.values()]
+        numbers = [(e.client, e.sequence) for e in opened.values()]
         numbers += [(head.client, head.sequence) for head in self._seen()]
         state.sequence = max((number for client, number in numbers if client == self._client.id), default=0)
         found: dict[bytes, StoredSnapshot] = {}
@@ -291,8 +373,10 @@ class Events:
                 may = granted(body)
                 state.key_notes[body.ids[0]] = KeyNote(
                     label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:4],
-                    None if may is None else may[1].host.decode("utf-8", "replace"),
+                    None if may is None else may[1].host.decode("utf-8", "replace"), self._epochs[name],
                 )  # fmt: skip
+            elif (rotation := as_rotation(event, self._epochs[name])) is not None:
+                state.rotations.append(rotation)
             state.unknown += body.type not in records.EVENT_TYPES
         everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
         everything.sort(key=lambda s: (s.record.time, s.id))
@@ -301,6 +385,8 @@ class Events:
         state.forgotten_snapshots = [s for s in everything if s.id in forgotten and s.record.complete]
         state.snapshots = [s for s in live if s.record.complete]
         state.checkpoints = [s for s in live if not s.record.complete]
+        state.closed = next((r for r in state.rotations if r.epoch == self._keys.epoch), None)
+        self._say_of_keys(state)
         stated = {key: s.record.time for key, s in found.items()}
         state.times = witness(
             self._client, events, order, brought, stated, self._published, self._system.now()
@@ -323,7 +409,7 @@ class Events:
         lost = [
             head
             for head in self._seen()
-            if head.name in state.missing or isinstance(self._opened.get(head.name), str)
+            if head.name in state.missing or isinstance(self._opened.get(head.name), (str, NewerEvent))
         ]
         self._client.remember(
             heads=[*state.heads, *lost],
@@ -332,6 +418,22 @@ class Events:
             doubted=state.times.doubted.items(),
             gaps=state.times.gaps,
         )
+
+    def _say_of_keys(self, state: State) -> None:
+        newer = sorted(name for name, event in self._opened.items() if isinstance(event, NewerEvent))
+        state.newer = len(newer)
+        if state.closed is not None:
+            state.notices.append(f"{_changed(state.closed)}; what came since is not shown")
+        elif newer:
+            state.problems.append(
+                f"event {newer[0].hex()[:8]} (and {len(newer) - 1} more) is sealed with newer keys than this password opens: "
+                "what it says is not known; use a password that was made since"
+            )
+        if state.late:
+            state.notices.append(
+                f"{state.late} events do not count: they came after the keys that sealed them were changed, from somebody who "
+                "kept an old password or key slot"
+            )
 
     def _seen(self) -> list[Head]:
         return [*self._client.remembered.heads, *self._client.predecessors]
@@ -347,6 +449,9 @@ class Events:
             for head in event.heads:
                 if head.name not in self._opened:
                     seen_by[head.name] = f"event {name.hex()[:8]} came after it"
+        for name in (*self._keys.rotations, *self._keys.before_rotations):
+            if name not in self._opened:
+                seen_by[name] = "the key slots name it"
         for head in self._seen():
             if head.name not in self._opened:
                 seen_by[head.name] = "this machine has seen it here before"
@@ -358,3 +463,11 @@ class Events:
         state.accepted = tuple(sorted(accepted & missing.keys()))
         state.missing = {name: why for name, why in missing.items() if name not in accepted}
         state.problems += state.missing.values()
+
+
+def _changed(rotation: Rotation) -> str:
+    when = time.strftime("%Y-%m-%d", time.localtime(rotation.time / 1e9))
+    return (
+        f"the keys of this repository were changed on {when} ({rotation.host or 'host unknown'}), and this password opens the "
+        "old ones: use one that was made since; if that `snapfs key rotate` was cut off, run it again"
+    )

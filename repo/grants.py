@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from snapfs.repo.errors import Damaged, UnsupportedFormat
+from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.crypto import verifies
 from snapfs.repo.format.envelope import Opener
@@ -20,7 +21,6 @@ from snapfs.repo.format.recipient import signed_message
 from snapfs.repo.format.records import Event, Signed
 from snapfs.repo.format.sealed import open_record
 
-_CLIENT, _KEY = 16, 32
 T = TypeVar("T")
 
 
@@ -111,7 +111,12 @@ def granted(body: records.EventBody) -> tuple[bytes, Grant] | None:
     """(client id, what it may) if this event grants something."""
     if body.type != records.EVENT_KEY_ADDED or body.tags[3:4] != (records.KEY_BACKUP_ONLY,):
         return None
-    if len(body.ids) < 3 or len(body.tags) < 5 or len(body.ids[1]) != _CLIENT or len(body.ids[2]) != _KEY:
+    if (
+        len(body.ids) < 3
+        or len(body.tags) < 5
+        or len(body.ids[1]) != L.CLIENT_SIZE
+        or len(body.ids[2]) != L.PUBLIC_KEY_SIZE
+    ):
         return None
     return body.ids[1], Grant(body.ids[0], body.ids[2], body.tags[4])
 

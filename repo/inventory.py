@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
-from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, StorageError
 from snapfs.repo.index import FoundVolume, Index, IndexBroken
 from snapfs.repo.model import BlobId, Location, VolumeKind
 from snapfs.repo.progress import Progress
@@ -15,6 +15,8 @@ from snapfs.repo.volumes import Volumes, is_absent, object_name
 
 log = logging.getLogger(__name__)
 
+Trusts = Callable[[VolumeKind, bytes], bool]
+
 
 def synchronise(
     index: Index,
@@ -22,31 +24,29 @@ def synchronise(
     progress: Progress,
     thorough: bool,
     damaged: Collection[bytes] = (),
+    trusts: Trusts = lambda kind, name: True,
     *,
     can_read: bool = True,
 ) -> bool:
     """Make the index say what the volumes are; True if anything changed.
 
-    `thorough`: read every volume's directory again, also of those the index knows.  `damaged`: names of volumes that were found
-    damaged, which the index may have forgotten with everything else.  A broken index is begun anew.  Not `can_read`: volumes are
-    marked where they are gone, and none is entered.
+    `thorough`: read every volume's directory again, also of those the index knows.  `damaged`: names of volumes that were
+    found damaged, which the index may have forgotten with everything else.  `trusts`: whether what a volume lists may be relied
+    on; what is not trusted is read from if need be.  A broken index is begun anew.  Not `can_read`: volumes are marked where they
+    are gone, and none is entered.
     """
     try:
-        return _compare(index, volumes, progress, thorough, damaged, can_read)
+        return _compare(index, volumes, progress, thorough, damaged, trusts, can_read)
     except IndexBroken as error:
         log.warning("the local index is damaged (%s): rebuilding it", error.reason)
         index.reset()
-        return _compare(index, volumes, progress, True, damaged, can_read)
+        return _compare(index, volumes, progress, True, damaged, trusts, can_read)
 
 
 def _compare(
-    index: Index,
-    volumes: Volumes,
-    progress: Progress,
-    thorough: bool,
-    damaged: Collection[bytes],
+    index: Index, volumes: Volumes, progress: Progress, thorough: bool, damaged: Collection[bytes], trusts: Trusts,
     can_read: bool,
-) -> bool:
+) -> bool:  # fmt: skip
     listing = volumes.listing()
     known = {v.name: v for v in index.volumes()}
     lost = [
@@ -65,9 +65,9 @@ def _compare(
         listed = [(name, *listing[name]) for name in wanted]
         if thorough:
             # Something is not as it should be, so nothing of the old one may stay: in a damaged tree, what is put is not found.
-            index.replace(_read(volumes, listed, unusable, progress))
+            index.replace(_read(volumes, listed, unusable, progress, trusts))
         else:
-            index.add_all(_read(volumes, listed, unusable, progress))
+            index.add_all(_read(volumes, listed, unusable, progress, trusts))
     return bool(lost or wanted)
 
 
@@ -76,6 +76,7 @@ def _read(
     listed: Iterable[tuple[bytes, VolumeKind, int]],
     unusable: set[bytes],
     progress: Progress,
+    trusts: Trusts,
 ) -> Iterator[FoundVolume]:
     """What the directories of volumes say.  Those that check found damaged stay `unusable` until check finds them sound.
 
@@ -85,8 +86,11 @@ def _read(
         progress.advance(1, size)
         whole = True
         try:
-            entries, usable = list(volumes.directory(kind, name, size)), name not in unusable
+            entries = list(volumes.directory(kind, name, size))
+            usable = name not in unusable and trusts(kind, name)
             verified = not volumes.is_backup_only(kind, name)
+        except OldKeys:  # of no use to these keys, and no damage
+            continue
         except Damaged as error:
             progress.notice(
                 f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"

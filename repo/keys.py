@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from snapfs.repo.errors import BackupOnly, Damaged, UnsupportedFormat
+from collections.abc import Iterator
+
+from snapfs.repo.errors import BackupOnly, Damaged, OldKeys, UnsupportedFormat
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient
 from snapfs.repo.format.crypto import hkdf, keyed_hash, verifying_key
@@ -11,28 +13,47 @@ from snapfs.repo.format.records import Bundle, KeyEntry
 from snapfs.repo.model import BlobId, Kind
 from snapfs.repo.system import System
 
-_NAMES = {L.ROLE_EVERYTHING: L.NAMED_KEYS, L.ROLE_BACKUP_ONLY: L.BACKUP_ONLY_KEYS}
+_ROLES = {
+    L.ROLE_EVERYTHING: (L.NAMED_KEYS, L.SEALING_KEYS),
+    L.ROLE_BACKUP_ONLY: (L.BACKUP_ONLY_KEYS, tuple(L.PUBLIC_KEYS.values())),
+}
+"""Role of a bundle -> the names in it, and which of them have epochs."""
+_NO_KEYS = (b"client", b"host")
 
 
 class Keys:
     """Ids, paging, the index's tags, and what objects are sealed and opened with.
 
-    Ids and the chunker's key live as long as the repository; only sealing keys have epochs.
+    Ids and the chunker's key live as long as the repository; only sealing keys have epochs.  `epoch`: of those that seal what is
+    written now; what earlier ones sealed is read with them.
     """
-
-    epoch = 1
 
     def __init__(self, bundle: Bundle, where: str) -> None:
         """Raises Damaged, UnsupportedFormat for a role of a newer version."""
-        if bundle.role not in _NAMES:
+        if bundle.role not in _ROLES:
             raise UnsupportedFormat(
                 f"{where}: a key of a kind that this snapfs does not know: install a newer snapfs"
             )
-        self._keys = {(k.name, k.epoch): k.key for k in bundle.keys}
-        if any((name, 1) not in self._keys for name in _NAMES[bundle.role]):
-            raise Damaged("a key is missing", where)
+        names, sealing = _ROLES[bundle.role]
         self.can_read = bundle.role == L.ROLE_EVERYTHING
         """False: it seals objects, and opens none."""
+        if any(len(k.key) != L.KEY_SIZE for k in bundle.keys if self.can_read or k.name not in _NO_KEYS):
+            raise Damaged("a key is not as long as keys are", where)
+        self._keys = {(k.name, k.epoch): k.key for k in bundle.keys if k.name in names}
+        self.epoch = max((epoch for _, epoch in self._keys), default=1)
+        epochs = (
+            range(1 if self.can_read else self.epoch, self.epoch + 1) if self.epoch <= L.EPOCHS_LIMIT else ()
+        )
+        needed = {(name, epoch) for name in sealing for epoch in epochs}
+        needed |= {(name, 1) for name in names if name not in sealing}
+        if not epochs or not needed <= self._keys.keys():
+            raise Damaged("a key is missing", where)
+        if not self.can_read and len(self.client) != L.CLIENT_SIZE:
+            raise Damaged("a client id is not as long as those are", where)
+        self.rotations = tuple(k.key for k in bundle.keys if k.name == L.ROTATION)
+        """Names of the events that ended the earlier epochs."""
+        self.before_rotations = tuple(k.key for k in bundle.keys if k.name == L.BEFORE_ROTATION)
+        """Names of the events that were the heads then: they count also where one of `rotations` is damaged."""
         id_key = self._keys[b"id", 1]
         self.blob_keys = {kind: hkdf(id_key, None, label) for kind, label in L.ID_LABELS.items()}
         self._snapshot = hkdf(id_key, None, L.SNAPSHOT_ID_LABEL)
@@ -62,6 +83,10 @@ class Keys:
         return Bundle(
             1, L.ROLE_BACKUP_ONLY, (*shared, *public, *(KeyEntry(n, 1, k) for n, k in own.items())), config
         )
+
+    def next(self, system: System) -> tuple[KeyEntry, ...]:
+        """New sealing keys, of the epoch after this."""
+        return tuple(KeyEntry(name, self.epoch + 1, system.salt()) for name in L.SEALING_KEYS)
 
     def blob_id(self, kind: Kind, data: bytes | bytearray | memoryview) -> BlobId:
         return BlobId(keyed_hash(self.blob_keys[kind], data))
@@ -108,27 +133,41 @@ class Keys:
         ephemeral = recipient.ephemeral_key(self.signing, system.salt(client))
         return recipient.sealer_to(public, ephemeral, kind, repository, salt, self.epoch)
 
-    def opener(self, kind: int, data: bytes, where: str, repository: bytes | None = None) -> Opener:
-        """Of the object that `data` begins: its header at least.  Raises Damaged, UnsupportedFormat, BackupOnly."""
-        header = parse_header(data, where)
-        if header.kind != kind:
-            raise Damaged("belongs to another repository or is of another kind", where)
-        key = self.sealing(kind, header.epoch)
-        if header.wrap == L.WRAP_BACKUP_ONLY:
-            key = recipient.sealing_key(recipient.private_key(key, kind), header, where)
-        return Opener(key, data, where, kind, repository)
-
     def written(self, sealer: Sealer, data: bytes, where: str, kind: int, repository: bytes) -> Opener:
         """Of what was just sealed, and read back.  Who can, opens it as a stranger would."""
         if self.can_read:
             return self.opener(kind, data, where, repository)
         return sealer.opener(data, where, kind, repository)
 
-    def sealing(self, kind: int, epoch: int = 1) -> bytes:
-        """The named key that seals objects of this kind (L.DATA_VOLUME ...).  Raises BackupOnly, Damaged."""
+    def sealing(self, kind: int, epoch: int | None = None) -> bytes:
+        """The named key that seals objects of this kind (L.DATA_VOLUME ...); None: of now.  Raises BackupOnly, Damaged."""
         if not self.can_read:
             raise BackupOnly
+        epoch = self.epoch if epoch is None else epoch
         try:
             return self._keys[L.OBJECT_KEYS[kind], epoch]
         except KeyError:
             raise Damaged(f"no key of epoch {epoch}", "key bundle") from None
+
+    def epochs(self) -> Iterator[int]:
+        """All of them, the newest first."""
+        return iter(range(self.epoch, 0, -1))
+
+    def opener(self, kind: int, data: bytes, where: str, repository: bytes | None = None) -> Opener:
+        """For an object that begins so, by the key of the epoch that its header says.
+
+        Raises Damaged, UnsupportedFormat; OldKeys for an epoch after these keys: who knows the SHA-256 of the object can tell
+        whether that is true, or a bit of the header flipped.
+        """
+        header = parse_header(data, where)
+        if header.epoch > self.epoch and header.kind == kind and repository in (None, header.repository):
+            raise OldKeys(
+                f"{where}: sealed with keys of epoch {header.epoch}, and this password opens those up to {self.epoch}: "
+                "use a password that was made since"
+            )
+        if header.kind != kind:
+            raise Damaged("belongs to another repository or is of another kind", where)
+        key = self.sealing(kind, header.epoch)
+        if header.wrap == L.WRAP_BACKUP_ONLY:
+            key = recipient.sealing_key(recipient.private_key(key, kind), header, where)
+        return Opener(key, data, where, kind, repository)

@@ -5,13 +5,15 @@ Its events name those before them in this chain and no others.  What it committe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
-from snapfs.repo.errors import BackupOnly, Damaged, StorageError
+from snapfs.repo.errors import BackupOnly, Damaged, RepositoryError, StorageError
 from snapfs.repo.events import Events, State
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient, records
+from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Event, EventBody, Head, Signed
 from snapfs.repo.format.sealed import open_record, seal_record
 from snapfs.repo.storage.base import hash_in
@@ -39,7 +41,19 @@ class OwnEvents(Events):
             missing={name: why for name, why in gone.items() if name not in accepted},
         )
         state.problems += state.missing.values()
+        if self._keys_seem_changed():
+            state.notices.append(
+                "the keys of this repository seem to have been changed: then nothing that this key adds counts any more; ask for "
+                "a new one (snapfs key add --backup-only)"
+            )
         return state
+
+    def _keys_seem_changed(self) -> bool:
+        """What the header of the config says, which anybody can write who can write here."""
+        with contextlib.suppress(RepositoryError):
+            data = self._storage.read("config", 0, L.HEADER_SIZE)
+            return parse_header(data, "config").epoch > self._keys.epoch
+        return False
 
     def accept(self) -> None:
         state = self.load()

@@ -16,8 +16,8 @@ from snapfs.repo.blobs import CACHE_BYTES, BlobReader
 from snapfs.repo.client import Client
 from snapfs.repo.config import open_config, repository_id, verify_config
 from snapfs.repo.content import Contents
-from snapfs.repo.errors import BackupOnly, RepositoryExists, RolledBack, StorageError
-from snapfs.repo.events import Events, KeyNote, State, StoredSnapshot, refused_events
+from snapfs.repo.errors import BackupOnly, RepositoryError, RepositoryExists, RolledBack, StorageError
+from snapfs.repo.events import Events, KeyNote, State, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost
@@ -26,7 +26,7 @@ from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.index import Index
 from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import KiB, MiB
+from snapfs.repo.model import KiB, MiB, VolumeKind
 from snapfs.repo.own_events import OwnEvents
 from snapfs.repo.own_pages import OwnPages
 from snapfs.repo.packing import BlobWriter
@@ -76,7 +76,7 @@ class Repository:
         self.volumes = Volumes(storage, keys, self.id)
         events = Events if keys.can_read else OwnEvents
         self.events = events(storage, keys, self.id, client, system)
-        self._slots = KeySlots(storage, self.id, bundle, slot, self.events, client, system)
+        self.slots = KeySlots(storage, self.id, bundle, slot, self.events, client, system)
 
     # ---- create and open -----------------------------------------------------------------------------------------
 
@@ -120,16 +120,26 @@ class Repository:
     @staticmethod
     def open(place: str, password: bytes, *, cache_dir: str | None = None, state_dir: str | None = None,
              no_cache: bool = False, cache_bytes: int = CACHE_BYTES, progress: Progress = SILENT,
-             system: System = System(), backing_up: bool = False) -> Repository:  # fmt: skip
+             system: System = System(), newest: bool = False, backing_up: bool = False) -> Repository:  # fmt: skip
         """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError, and
         BackupOnly for a password that can do nothing else, unless that is all that is asked for (`backing_up`).
 
-        cache_dir and state_dir default to the XDG folders; neither needs to be writable.
+        cache_dir and state_dir default to the XDG folders; neither needs to be writable.  `newest`: of several key slots that it
+        opens, that with the newest keys, which takes a derivation for each slot there is.
         """
         storage = LocalStorage(place, progress.notice)
         try:
             return Repository._open(
-                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, backing_up
+                storage,
+                password,
+                cache_dir,
+                state_dir,
+                no_cache,
+                cache_bytes,
+                progress,
+                system,
+                newest,
+                backing_up,
             )
         except BaseException:
             storage.close()
@@ -137,13 +147,13 @@ class Repository:
 
     @staticmethod
     def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
-              cache_bytes: int, progress: Progress, system: System, backing_up: bool) -> Repository:  # fmt: skip
+              cache_bytes: int, progress: Progress, system: System, newest: bool, backing_up: bool) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = _state_name(repository, storage)
         state_dir = state_dir or default_state_dir()
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
         client = Client(os.path.join(state_dir, here), system, storage.real_path)
-        slot, bundle = open_with(password, storage, repository, client.slot_hint)
+        slot, bundle = open_with(password, storage, repository, client.slot_hint, newest=newest)
         keys = Keys(bundle, f"keys/{slot[:8]}")
         if not keys.can_read:
             if not backing_up:
@@ -152,15 +162,38 @@ class Repository:
             here += f"-{keys.client.hex()}"
             client = Client(os.path.join(state_dir, here), system, storage.real_path, keys.client)
         config, problem = open_config(storage, keys, bundle, repository)
-        if problem is not None:
-            progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
         client.remember(slot=slot)
-        index_folder = None if no_cache else os.path.join(cache_dir, here, "index")
+        # One for each epoch: what a process with old keys has entered is not trusted by one with new keys.
+        folder = "index" if keys.epoch == 1 else f"index-{keys.epoch}"
+        index_folder = None if no_cache else os.path.join(cache_dir, here, folder)
         opened = Repository(
             storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system
         )
         opened.config_problem = problem
+        ended = (problem is not None or (not newest and opened.slots.has_others())) and opened._keys_ended()
+        if ended and not newest:
+            # An old slot of this password, put back or left by a rotation that was killed, must not hide the new one.
+            return Repository._open(
+                storage,
+                password,
+                cache_dir,
+                state_dir,
+                no_cache,
+                cache_bytes,
+                progress,
+                system,
+                True,
+                backing_up,
+            )
+        if problem is not None and not ended:
+            progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
         return opened
+
+    def _keys_ended(self) -> bool:
+        """Whether newer keys took the place of these, as far as the events can be read."""
+        with contextlib.suppress(RepositoryError):  # which those say who need the events
+            return self.events.load().closed is not None
+        return False
 
     def __enter__(self) -> Self:
         return self
@@ -237,10 +270,8 @@ class Repository:
     def snapshots(self) -> list[StoredSnapshot]:
         """Complete and not forgotten, ascending by time.  What is wrong with the events is said once."""
         state = self.events.load()
-        for problem in state.problems:
-            self._say_once(problem)
-        if state.refused:
-            self._say_once(refused_events(state.refused))
+        for said in (*state.problems, *state.notices):
+            self._say_once(said)
         return state.snapshots
 
     def refuse_rollback(self, accept: bool = False) -> None:
@@ -249,6 +280,8 @@ class Repository:
         What this machine cannot know, because it was not here before, is said.
         """
         state = self.events.load()
+        for said in state.notices:
+            self._say_once(said)
         if self.client.was_damaged:
             self._say_once(
                 "what this machine remembered of this repository is damaged: it begins anew as a new client, and cannot tell "
@@ -276,10 +309,13 @@ class Repository:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Lease]:
-        """For all who make a snapshot live: from here on, no volume is removed that is there afterwards.  Entered before the
-        volumes are looked at, left after the commit; leftovers of dead writers are swept."""
+        """For all who make a snapshot live: from here on, no volume is removed that is there afterwards, and the keys are not
+        changed.  Entered before the volumes are looked at, left after the commit; leftovers of dead writers are swept.
+
+        Raises OldKeys if the keys were changed."""
         lease = Lease(self.storage.locks)
         try:
+            self.events.refuse_old_keys()
             self.storage.sweep()
             yield lease
         finally:
@@ -296,10 +332,18 @@ class Repository:
 
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:
         """Compare the index with the volumes there are; True if anything changed.  `thorough`: down to their directories."""
+        damaged = self.client.remembered.damaged
         return synchronise(
-            self.index, self.volumes, progress or self._progress, thorough, self.client.remembered.damaged,
+            self.index, self.volumes, progress or self._progress, thorough, damaged, self.trusts,
             can_read=self.keys.can_read,
         )  # fmt: skip
+
+    def trusts(self, kind: VolumeKind, name: bytes) -> bool:
+        """Whether the directory of a volume may be relied on: not where somebody with keys of an earlier epoch may have made it
+        after these were changed, and lists what does not read back.  Raises Damaged, UnsupportedFormat, StorageError."""
+        if self.keys.epoch == 1 or name in self.events.state().listed:
+            return True
+        return self.volumes.opener(kind, name).epoch == self.keys.epoch
 
     def usable_volumes(self) -> dict[bytes, int]:
         """Name -> size of the volumes that may be relied on, as the index has them."""
@@ -330,17 +374,17 @@ class Repository:
     @property
     def slot(self) -> str:
         """Name (64 hex digits) of the key slot in use."""
-        return self._slots.current
+        return self.slots.current
 
     def key_slots(self) -> list[tuple[str, KeyNote | None]]:
         """(name, who added it) of every slot there is."""
-        return self._slots.notes()
+        return self.slots.notes()
 
     def add_key(
         self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
     ) -> str:
         """Make another key slot for another password; returns its name."""
-        return self._slots.add(password, cost, label, host, user)
+        return self.slots.add(password, cost, label, host, user)
 
     def add_backup_only_key(
         self,
@@ -354,15 +398,15 @@ class Repository:
     ) -> str:
         """Make a key slot for a machine that can only back up, as the host of this name; returns the slot's name."""
         bundle = self.keys.backup_only(os.fsencode(backs_up), records.encode(self.config), self.system)
-        return self._slots.add_backup_only(bundle, password, cost, label, host, user)
+        return self.slots.add_backup_only(bundle, password, cost, label, host, user)
 
     def add_recovery_key(self, *, cost: Cost = Cost(), host: str = "", user: str = "") -> tuple[str, str]:
         """Make a recovery key: (name of its slot, the key as it is printed).  Nobody can get the key again."""
-        return self._slots.add_recovery(cost, host, user)
+        return self.slots.add_recovery(cost, host, user)
 
     def export_key(self, name: str) -> bytes:
         """The bytes of a key slot, still sealed with its password.  Raises Damaged, StorageError."""
-        return self._slots.export(name)
+        return self.slots.export(name)
 
     @staticmethod
     def import_key(place: str, slot: bytes, progress: Progress = SILENT) -> tuple[str, bool]:
@@ -378,13 +422,13 @@ class Repository:
 
     def remove_key(self, name: str) -> None:
         """Remove a slot; its password opens nothing any more.  Raises UsageError for the slot in use."""
-        self._slots.remove(name)
+        self.slots.remove(name)
 
     def change_password(
         self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
     ) -> str:
         """Replace the slot in use: the new one is durable before the old one goes."""
-        return self._slots.replace(password, cost, label, host, user)
+        return self.slots.replace(password, cost, label, host, user)
 
 
 def default_state_dir() -> str:

@@ -12,7 +12,8 @@ from snapfs.repo.errors import Damaged, SnapshotNotFound
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, Kind, Node
-from snapfs.repo.pages import Found, Leaf, PageReader, PageWriter, Put, Run, Sums
+from snapfs.repo.page_writer import PageWriter, Put, Sums
+from snapfs.repo.pages import Found, Leaf, PageReader, Run
 
 
 def nodes_of(node: Node) -> int:

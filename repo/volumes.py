@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from snapfs.repo.errors import Damaged, StorageError, UnsupportedFormat
+from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient
@@ -40,6 +40,8 @@ class Volumes:
         self._keys = keys
         self._repository = repository
         self._openers: OrderedDict[bytes, Opener] = OrderedDict()
+        self._of_newer_keys: set[bytes] = set()
+        """Names of volumes that a reader with old keys cannot open, and that are what their names say."""
         self._lock = threading.Lock()
 
     def listing(self) -> dict[bytes, tuple[VolumeKind, int]]:
@@ -62,12 +64,17 @@ class Volumes:
         path = object_name(kind, name)
         try:
             opener = self.make_opener(kind, self._read(path, 0, L.BACKUP_ONLY_HEADER_SIZE), path)
-        except UnsupportedFormat:
+        except UnsupportedFormat as error:
             # What a newer snapfs wrote has the hash that its name says: else a bit of the header flipped.
             size = self.storage.size(path) or 0
-            if size <= L.VOLUME_SIZE_LIMIT and hashlib.sha256(self._read(path, 0, size)).digest() == name:
-                raise
-            raise Damaged("bad header", path) from None
+            known = name in self._of_newer_keys and isinstance(error, OldKeys)
+            if not known and (
+                size > L.VOLUME_SIZE_LIMIT or hashlib.sha256(self._read(path, 0, size)).digest() != name
+            ):
+                raise Damaged("bad header", path) from None
+            if isinstance(error, OldKeys):
+                self._of_newer_keys.add(name)
+            raise
         with self._lock:
             self._openers[name] = opener
             if len(self._openers) > _OPENERS:
@@ -140,25 +147,29 @@ class Volumes:
             return
         object_kind, end = OBJECTS[kind], L.HEADER_SIZE
         salt, commitment = damaged[end - 64 : end - 32], damaged[end - 32 : end]
-        named, epoch = self._keys.sealing(object_kind), self._keys.epoch
+        extra = damaged[end : L.BACKUP_ONLY_HEADER_SIZE]
 
-        def made(salt: bytes, key: bytes, wrap: int, extra: bytes, sure: bool) -> Iterator[bytes]:
+        def made(salt: bytes, key: bytes, epoch: int, extra: bytes | None, sure: bool) -> Iterator[bytes]:
+            wrap = L.WRAP_REPOSITORY if extra is None else L.WRAP_BACKUP_ONLY
             right = derive(key, salt, object_kind, wrap)[1]
             if not sure or right == commitment:
-                yield Header(object_kind, self._repository, salt, right, epoch, wrap, extra=extra).encode()
+                yield Header(
+                    object_kind, self._repository, salt, right, epoch, wrap, extra=extra or b""
+                ).encode()
 
-        for tried, bit in _one_bit_off(salt):
-            yield from made(tried, named, L.WRAP_REPOSITORY, b"", bit)
-        extra = damaged[end : L.BACKUP_ONLY_HEADER_SIZE]
-        if len(extra) < L.PUBLIC_KEY_SIZE:
-            return
-        private = recipient.private_key(named, object_kind)
-        for other, other_bit in _one_bit_off(extra):
-            header = Header(object_kind, self._repository, salt, commitment, extra=other)
-            with contextlib.suppress(Damaged):  # a key that is none
-                key = recipient.sealing_key(private, header, "")
-                for tried, bit in [(salt, other_bit)] if other_bit else _one_bit_off(salt):
-                    yield from made(tried, key, L.WRAP_BACKUP_ONLY, other, bit)
+        for epoch in self._keys.epochs():
+            named = self._keys.sealing(object_kind, epoch)
+            for tried, bit in _one_bit_off(salt):
+                yield from made(tried, named, epoch, None, bit)
+            if len(extra) < L.PUBLIC_KEY_SIZE:
+                continue
+            private = recipient.private_key(named, object_kind)
+            for other, other_bit in _one_bit_off(extra):
+                header = Header(object_kind, self._repository, salt, commitment, extra=other)
+                with contextlib.suppress(Damaged):  # a key that is none
+                    key = recipient.sealing_key(private, header, "")
+                    for tried, bit in [(salt, other_bit)] if other_bit else _one_bit_off(salt):
+                        yield from made(tried, key, epoch, other, bit)
 
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:

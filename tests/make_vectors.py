@@ -9,6 +9,7 @@ SHA-256("test key " + name), see support/parts.py; bytes are hexadecimal, and ba
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -25,7 +26,7 @@ from snapfs.repo.format.armor import armor
 from snapfs.repo.format.crypto import verifying_key, x25519, x25519_public
 from snapfs.repo.format.envelope import Header, Sealer, derive
 from snapfs.repo.format.keyslot import Cost, seal_slot
-from snapfs.repo.format.records import Branch, Config, Event, EventBody, Head
+from snapfs.repo.format.records import Branch, Bundle, Config, Event, EventBody, Head, KeyEntry
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Below, Holes, Kind, Node, NodeType, Snapshot, Totals, VolumeKind, Xattr
 from snapfs.repo.system import System
@@ -147,6 +148,15 @@ def slots() -> None:
     facts = {"password": PASSWORD.hex(), "repository": REPOSITORY.hex(), "salt": SALT.hex()}
     write("keyslot", "keyslot", "Argon2id with 64 KiB, 1 iteration, 1 lane (too cheap for use)", data,
           cost=list(COST), bundle=plainly(BUNDLE), **facts)  # fmt: skip
+    more = (
+        *(KeyEntry(name, 2, hashlib.sha256(b"test key 2 " + name).digest()) for name in L.SEALING_KEYS),
+        KeyEntry(L.ROTATION, 2, bytes([1]) * 32),
+        KeyEntry(L.BEFORE_ROTATION, 2, bytes([2]) * 32),
+        KeyEntry(L.BEFORE_ROTATION, 2, bytes([3]) * 32),
+    )
+    changed = Bundle(1, 1, BUNDLE.keys + more, b"config")
+    write("keyslot_epochs", "keyslot", "after a change of keys", seal_slot(changed, PASSWORD, COST, REPOSITORY, SALT),
+          cost=list(COST), bundle=plainly(changed), **facts)  # fmt: skip
     write(
         "keyslot_wrong_password",
         "keyslot",
@@ -426,6 +436,10 @@ def record_vectors() -> None:
         EventBody(records.EVENT_TAGS, None, (some,), (b"a", b"b")),
     )
     write("event", "event", "an event that changes tags", records.encode(event), record=plainly(event))
+    body = EventBody(records.EVENT_KEYS_CHANGED, None, (bytes([1]) * 32, bytes([2]) * 32), (b"host", b"user"))
+    closing = Event(1, b"c" * 16, 8, (Head(b"c" * 16, 7, b"n" * 32),), 1, body)
+    write("event_keys_changed", "event", "the keys of its epoch are not used any more", records.encode(closing),
+          record=plainly(closing))  # fmt: skip
     write(
         "event_bad_version",
         "event",

@@ -14,7 +14,7 @@ from snapfs.repo.errors import UsageError
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, Kind, Location, Node, NodeType, Snapshot, Totals, VolumeKind
-from snapfs.repo.pages import Sums
+from snapfs.repo.page_writer import Sums
 from snapfs.repo.repository import Repository
 from support import repositories as repos
 from support.trees import File, Name, Tree, make, noise

@@ -132,7 +132,7 @@ def test_key_notes(world: World) -> None:
     world.client("a", 5).publish(
         EventBody(records.EVENT_KEY_ADDED, None, (b"s" * 32,), (b"label", b"host", b"us\xffer"))
     )
-    assert world.state().key_notes == {b"s" * 32: ("label", "host", "us\ufffder", 5, False)}
+    assert world.state().key_notes == {b"s" * 32: ("label", "host", "us\ufffder", 5, False, 1)}
     more = (b"", b"", b"", records.KEY_RECOVERY, b"what a later version adds")
     world.client("a", 6).publish(EventBody(records.EVENT_KEY_ADDED, None, (b"r" * 32,), more))
     assert world.state().key_notes[b"r" * 32] == ("", "", "", 6, True)

@@ -18,7 +18,8 @@ from snapfs.repo.events import Events, StoredSnapshot
 from snapfs.repo.index import Index
 from snapfs.repo.model import KiB, Snapshot
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.volume_writer import VolumeWriter
 from support import repositories, same
 from support.sources import Desk, Watch

@@ -24,7 +24,8 @@ from snapfs.repo.check.engine import check
 from snapfs.repo.errors import RepositoryError, RepositoryNotFound, SnapfsError
 from snapfs.repo.model import KiB
 from snapfs.repo.progress import Progress
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 from support import faults, repositories, same
 from support.faults import KILLED, KINDS, Calls, Cut, Delay, Die, Disk, Fail, each, since
 from support.trees import File, Name, Symlink, make, noise

@@ -30,9 +30,10 @@ from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.index import Index
 from snapfs.repo.model import KiB, Kind, Node, VolumeKind
 from snapfs.repo.packing import BlobWriter
-from snapfs.repo.pages import PageWriter
+from snapfs.repo.page_writer import PageWriter
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.volume_writer import JoinedFrame, VolumeWriter
 from snapfs.repo.volumes import OBJECTS, Volumes
 from support import repositories

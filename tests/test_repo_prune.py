@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from snapfs.repo import quiet
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import (
     BlobMissing,
@@ -23,11 +24,11 @@ from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.records import EventBody
 from snapfs.repo.model import KiB
 from snapfs.repo.packing import BlobWriter
-from snapfs.repo.prune import removal
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Unused
 from snapfs.repo.repository import Repository
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.storage.locks import Lease, Locks
 from snapfs.repo.system import System
 from snapfs.repo.usage import live_snapshots, usage
@@ -737,14 +738,14 @@ def test_a_lease_without_a_folder_for_it(desk: Kept) -> None:
 
 
 def test_a_grace_of_a_day() -> None:
-    assert removal.GRACE == 24 * 3600 * 10**9
+    assert quiet.GRACE == 24 * 3600 * 10**9
 
 
 def test_a_check_that_a_prune_overtakes_finds_no_damage(desk: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, _ = aged(desk)
     desk.forget(first, second)
     listed = 0
-    monkeypatch.setattr("snapfs.repo.storage.local._OPEN_FILES", 0)  # what is open can be read on
+    monkeypatch.setattr("snapfs.repo.storage.descriptors._LIMIT", 0)  # what is open can be read on
 
     class Pruning(Watch):
         def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """The local folder keeps the contract of storage.base: whole or not at all, and no failure looks like an empty answer.
 
-Faults are injected where storage.local calls the system: its `os` is replaced, nobody else's.
+Faults are injected where the local folder calls the system: the `os` of its modules is replaced, nobody else's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from snapfs.repo.errors import RepositoryNotFound, StorageError
-from snapfs.repo.storage import local
-from snapfs.repo.storage.local import FOLDERS, LocalObject, LocalStorage
+from snapfs.repo.storage import descriptors, local, local_object
+from snapfs.repo.storage.local import FOLDERS, LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 
 NAME = "data/ab/" + "ab" * 32
 
@@ -33,11 +34,16 @@ def storage(tmp_path: Path) -> Iterator[LocalStorage]:
     storage.close()
 
 
+def replace_os(monkeypatch: pytest.MonkeyPatch, fake: SimpleNamespace) -> None:
+    for module in (local, local_object, descriptors):
+        monkeypatch.setattr(module, "os", fake)
+
+
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """fail("fsync", errno.EIO, times=1): the next calls of os.fsync in storage.local fail.  times=0: none does any more."""
+    """fail("fsync", errno.EIO, times=1): the next calls of os.fsync by the local folder fail.  times=0: none does any more."""
     fake = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
-    monkeypatch.setattr(local, "os", fake)
+    replace_os(monkeypatch, fake)
 
     def plan(
         function: str,
@@ -288,7 +294,7 @@ def test_short_writes_and_reads_are_gone_on_with(
     fake = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
     fake.write = lambda fd, data: os.write(fd, data[:3])
     fake.pread = lambda fd, length, offset: os.pread(fd, min(length, 2), offset)
-    monkeypatch.setattr(local, "os", fake)
+    replace_os(monkeypatch, fake)
     storage.put(NAME, b"0123456789")
     assert storage.read(NAME) == b"0123456789"
     assert storage.read(NAME, 1, 5) == b"12345"
@@ -332,7 +338,7 @@ def test_names_are_synced_before_put_returns(storage: LocalStorage, monkeypatch:
         os.fsync(fd)
 
     fake.fsync = fsync
-    monkeypatch.setattr(local, "os", fake)
+    replace_os(monkeypatch, fake)
     storage.put(NAME, b"x")
     assert synced[0].startswith("/tmp/"), "the bytes, before they have their name"
     assert set(synced[1:]) == {"", "/data", "/data/ab"}, "the name, and those of folders that may be new"
@@ -389,7 +395,7 @@ def test_sweep_never_raises(storage: LocalStorage) -> None:
 
 def test_many_files_from_many_threads(storage: LocalStorage) -> None:
     """More objects than stay open, more threads than one."""
-    names = [f"data/{i:02x}/{i:064x}" for i in range(local._OPEN_FILES + 30)]
+    names = [f"data/{i:02x}/{i:064x}" for i in range(descriptors._LIMIT + 30)]
     for i, name in enumerate(names):
         storage.put(name, b"%d" % i * 100)
     wrong: list[str] = []
@@ -406,7 +412,7 @@ def test_many_files_from_many_threads(storage: LocalStorage) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(storage._files) <= local._OPEN_FILES
+    assert len(storage._descriptors._kept) <= descriptors._LIMIT
 
 
 def test_a_folder_above_that_may_not_be_read_is_no_obstacle(

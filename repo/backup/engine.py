@@ -124,7 +124,7 @@ class _Run:
         else:
             with Estimate(self.progress, self.paths, self.parent):
                 root = self.walker.tree(branching(self.paths), [s.record.root for s in self.earlier])
-        if not self.walker.reached:
+        if not self.walker.counts.reached:
             raise UsageError("nothing was backed up: none of the paths can be read")
         if options.dry_run:
             return BackupResult(None, self._totals(writer, root), self.walker.errors, self.parent)
@@ -155,7 +155,7 @@ class _Run:
         root = piped(
             path, stream, reader, walker.entries.put, self.repository.keys.page, self.options.user, time
         )
-        walker.reached = walker.changed = True
+        walker.counts.reached = walker.changed = True
         walker.counts.files["new"] += 1
         walker.counts.directories = path.count(b"/") - 1
         return root

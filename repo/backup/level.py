@@ -28,6 +28,8 @@ def _actions() -> dict[str, int]:
 class Counts:
     """Entries by what was done with them."""
 
+    reached: bool = False
+    """At least one source could be read."""
     directories: int = 0
     files: dict[str, int] = field(default_factory=_actions)
     dirs: dict[str, int] = field(default_factory=_actions)

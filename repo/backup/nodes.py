@@ -14,7 +14,7 @@ from snapfs.repo.backup._reading import Status
 from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import TYPES, Extent, Holes, Kind, Node, NodeType, Xattr
-from snapfs.repo.pages import Put
+from snapfs.repo.page_writer import Put
 
 _DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)

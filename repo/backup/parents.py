@@ -15,7 +15,7 @@ from snapfs.repo.errors import Damaged, RepositoryError
 from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, BlobId, Kind, Node
-from snapfs.repo.pages import Put
+from snapfs.repo.page_writer import Put
 from snapfs.repo.trees import DirectoryWriter
 
 

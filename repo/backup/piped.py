@@ -7,7 +7,7 @@ import os
 from snapfs.repo.backup.files import FileReader
 from snapfs.repo.backup.options import Stream
 from snapfs.repo.model import Node, NodeType
-from snapfs.repo.pages import Put
+from snapfs.repo.page_writer import Put
 from snapfs.repo.trees import DirectoryWriter
 
 

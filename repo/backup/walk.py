@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from snapfs.repo.backup import _reading as reading
-from snapfs.repo.backup.entries import SMALL_BYTES, EntryReader
+from snapfs.repo.backup.entries import EntryReader
 from snapfs.repo.backup.files import FileReader, Interruption, Status
-from snapfs.repo.backup.level import LOOK, Counts, Level, Seen
+from snapfs.repo.backup.level import Counts, Level, Seen
+from snapfs.repo.backup.lookahead import Lookahead
 from snapfs.repo.backup.nodes import make_node, reason
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.backup.parents import Earlier, EarlierDirectory, KeepingWriter
 from snapfs.repo.backup.patterns import DirectoryRules
 from snapfs.repo.backup.sources import Branching, Protected
-from snapfs.repo.errors import RepositoryError, SourceError
+from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import Node
 from snapfs.repo.packing import Putter
@@ -31,7 +31,7 @@ from snapfs.repo.repository import Repository
 
 
 class Walker:
-    """One walk.  `reached`: at least one source could be read."""
+    """One walk."""
 
     def __init__(self, repository: Repository, options: BackupOptions, writer: Putter, reader: FileReader,
                  progress: Progress, checkpoint: Callable[[], None], trusting: bool = False) -> None:  # fmt: skip
@@ -49,10 +49,12 @@ class Walker:
             writer, reader, repository.contents, self._report, options.with_atime, trusting
         )
         self._trusting = trusting
-        self._passing = trusting and not options.with_atime
         self.counts = Counts()
+        self._lookahead = Lookahead(
+            self.entries, reader, options.excludes, self.counts, progress, self._failed,
+            passing=trusting and not options.with_atime,
+        )  # fmt: skip
         self.errors = 0
-        self.reached = False
         self.changed = False
         """A source is not what it was, metadata and all; the folders above do not count."""
 
@@ -83,7 +85,7 @@ class Walker:
                     if self._progress.interrupted or time.monotonic() > self._checkpoint_at:
                         self._pause()
                 elif level.looked or level.next < len(level.names):
-                    self._look_ahead(level)
+                    self._lookahead.at_next(level)
                     if self._progress.interrupted:
                         self._pause()
                 else:
@@ -130,7 +132,7 @@ class Walker:
                     names = [name for name in names if name in rules.keep_only]
             if named:  # one that is not there is an error, as for any path that was named
                 names = list({*names, *named})
-            self.reached = True
+            self.counts.reached = True
         names.sort()
         beside = EarlierDirectory(self._repository.blobs, earlier)
         writer = KeepingWriter(
@@ -193,108 +195,6 @@ class Walker:
 
     # ---- entries -------------------------------------------------------------------------------------------------
 
-    def _look_ahead(self, level: Level) -> None:
-        """Look at the next entries, up to a directory, and read small files among them.
-
-        Not further than a directory: when its turn is over, what was seen of the names behind it could be hours old.
-        """
-        if level.below is not None:
-            self._look_at_next(level, level.below)
-            return
-        if not level.looked:
-            names = level.names[level.next : level.next + LOOK]
-            level.statuses = reading.look(level.fd, names)
-            level.looked = names[: len(level.statuses)]
-            level.next += len(level.looked)
-            if self._excludes:
-                self._leave_out(level)
-        count = self._pass_unchanged(level) if self._passing else 0
-        small: list[Seen] = []
-        sizes: list[reading.Status] = []
-        size = 0
-        for name, st in zip(level.looked[count:], level.statuses[count:], strict=True):
-            count += 1
-            path = level.path + b"/" + name
-            if isinstance(st, int):
-                self._failed(path, os.strerror(st))
-                continue
-            seen = Seen(name, path, st, level.earlier.take(name))
-            level.seen.append(seen)
-            if not stat.S_ISREG(st.st_mode):
-                continue
-            seen.same = self.entries.unchanged(st, seen.was)
-            if seen.same is None and st.st_nlink == 1 and self._reader.is_small(st):
-                size += st.st_size
-                if size > SMALL_BYTES:
-                    break
-                small.append(seen)
-                sizes.append(st)
-        del level.looked[:count], level.statuses[:count]
-        if small:
-            read = self.entries.read_small(level.fd, [s.name for s in small], sizes)
-            for seen, seen.read in zip(small, read, strict=True):  # noqa: B007
-                pass
-
-    def _leave_out(self, level: Level) -> None:
-        """Drop what is excluded from what was looked at."""
-        looked = zip(level.looked, level.statuses, strict=True)
-        level.looked, level.statuses = [], []
-        for name, st in looked:
-            path = level.path + b"/" + name
-            if not isinstance(st, int) and self._left_out(level, name, path, st, stat.S_ISDIR(st.st_mode)):
-                self._progress.item(path, "excluded")
-            else:
-                level.looked.append(name)
-                level.statuses.append(st)
-
-    def _pass_unchanged(self, level: Level) -> int:
-        """Keep the first entries, as many as are unchanged files, without another look at each; returns how many."""
-        earlier = level.earlier.only
-        if earlier is None or not level.writer.keep(earlier.ordinal, 0):
-            return 0
-        ordinal = earlier.ordinal
-        try:
-            count, size, with_xattrs = earlier.pass_unchanged(level.looked, level.statuses)
-        except RepositoryError:  # take() meets it, too
-            return 0
-        level.writer.keep(ordinal, count)
-        self.entries.with_xattrs += with_xattrs
-        self.counts.files["unchanged"] += count
-        self.reached = self.reached or count > 0
-        self._progress.advance(count, size)
-        if self._progress.wants_unchanged:
-            for name, st in zip(level.looked[:count], level.statuses[:count], strict=True):
-                self._progress.item(level.path + b"/" + name, "unchanged", st.st_size)  # type: ignore[union-attr]
-        return count
-
-    def _look_at_next(self, level: Level, below: Branching) -> None:
-        """One name, where something below was named.  On the way to a source links are followed."""
-        name = level.names[level.next]
-        level.next += 1
-        path, named = level.path + b"/" + name, below.names.get(name)
-        whole = named is not None and named.whole
-        within = level.within or whole
-        try:
-            st = os.stat(name, dir_fd=level.fd, follow_symlinks=not within)
-        except OSError as error:
-            self._failed(path, reason(error))
-            return
-        if (
-            level.within
-            and not whole
-            and self._excludes
-            and self._left_out(level, name, path, st, stat.S_ISDIR(st.st_mode))
-        ):
-            if named is None:
-                self._progress.item(path, "excluded")
-                return
-            within = False  # kept only for what was named below it
-        seen = Seen(name, path, st, level.earlier.take(name))
-        seen.within = within
-        if stat.S_ISREG(st.st_mode):
-            seen.same = self.entries.unchanged(st, seen.was)
-        level.seen.append(seen)
-
     def _entry(self, level: Level, seen: Seen) -> None:
         name, path, st, was = seen.name, seen.path, seen.st, seen.was
         below = level.below.names.get(name) if level.below is not None else None
@@ -319,7 +219,7 @@ class Walker:
         except OSError as error:
             self._failed(path, reason(error))
             return
-        self.reached = True
+        self.counts.reached = True
         self.changed |= below is not None and below.whole and raw is None
         self._add(level, node, raw, was)
         if node.is_file:
@@ -331,13 +231,6 @@ class Walker:
         """`raw`: the encoding that the earlier snapshot has of it."""
         if raw is None or not level.writer.keep(was[0].ordinal):
             level.writer.add(node, raw)
-
-    def _left_out(self, level: Level, name: bytes, path: bytes, st: Status, is_dir: bool) -> bool:
-        return (
-            self._excludes.excluded(path, is_dir)
-            or (level.rules is not None and level.rules.excluded(name, is_dir))
-            or (stat.S_ISREG(st.st_mode) and self._excludes.too_large(st.st_size))
-        )
 
     def _failed(self, path: bytes, why: str) -> None:
         self._report(SourceError(path, why))

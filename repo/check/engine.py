@@ -67,6 +67,8 @@ class _Check:
         self._result = CheckResult()
         self._there: Collection[bytes] = ()
         """Names of the volumes that are there."""
+        self._closed = False
+        """The keys were changed: what newer ones sealed is no damage."""
         self._gone: dict[bytes, tuple[str, str]] = {}
         """Volumes the index knew that are absent or of another size: name -> (path, why)."""
 
@@ -82,7 +84,9 @@ class _Check:
             result.notes.append(
                 f"{len(state.accepted)} events are missing; that was accepted on this machine (--accept-rollback)"
             )
-        if repository.config_problem is not None:
+        result.notes += state.notices
+        self._closed = state.closed is not None
+        if repository.config_problem is not None and not self._closed:
             result.add("config", repository.config_problem, "config")
         self._keys()
         self._leftovers()
@@ -183,13 +187,19 @@ class _Check:
         prints: dict[bytes, int] = {}
         sound: set[bytes] = set()
         damaged: set[bytes] = set()
+        newer = 0
         for report in reports:
+            if report.newer and self._closed:
+                newer += 1
+                continue
             self._count(report)
             if (
                 report.fingerprint is not None
             ):  # a damaged one may be another's bytes, which the index must know
                 prints[report.name] = report.fingerprint
             (damaged if report.problems else sound).add(report.name)
+        if newer:
+            result.notes.append(f"{newer} volumes are sealed with newer keys, and were not looked at")
         known = beside.fingerprints()
         wrong = any(known.get(name) != value for name, value in prints.items())
         if wrong:

@@ -147,6 +147,7 @@ class Opener:
             raise Damaged("sealed with another key", where)
         self.header = parsed.encode()
         self.wrap = parsed.wrap
+        self.epoch = parsed.epoch
         self.where = where
         self._aead = AESGCM(object_key)
 

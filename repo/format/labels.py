@@ -18,6 +18,7 @@ fixed header."""
 
 HEADER_SIZE = 104
 PUBLIC_KEY_SIZE = 32
+CLIENT_SIZE = 16
 BACKUP_ONLY_HEADER_SIZE = HEADER_SIZE + PUBLIC_KEY_SIZE
 HEADER_LIMIT = HEADER_SIZE + 256
 """The longest header that readers accept."""
@@ -101,6 +102,15 @@ OBJECT_LABELS = {
 OBJECT_KEYS = {DATA_VOLUME: b"data", TREE_VOLUME: b"tree", EVENT: b"event", CONFIG: b"config"}
 """The named key of the bundle that seals each kind of object."""
 NAMED_KEYS = (b"id", b"chunker", b"data", b"tree", b"event", b"config", b"index")
+SEALING_KEYS = tuple(OBJECT_KEYS.values())
+"""Those of NAMED_KEYS that have epochs."""
+EPOCHS_LIMIT = 256
+"""Readers refuse a bundle of more; each takes some 200 bytes in every key slot."""
+ROTATION, BEFORE_ROTATION = b"rotation", b"before rotation"
+"""Entries of the bundle that are no keys: names of events, of the epoch that they began."""
+FEATURE_EPOCHS = b"key epochs"
+"""A read feature of the config: some objects are sealed with keys of later epochs than 1."""
+READ_FEATURES = (FEATURE_EPOCHS,)
 
 # Keys that can only back up (wrap kind 2).
 ROLE_EVERYTHING = 1

@@ -96,10 +96,10 @@ class EventBody(msgspec.Struct, array_like=True, frozen=True):
     """SNAPSHOT, CHECKPOINT: the encoded Snapshot."""
     ids: tuple[bytes, ...] = ()
     """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED, KEY_REMOVED: the slot's name; and where it can only back up, in
-    KEY_ADDED, its client id and verifying key."""
+    KEY_ADDED, its client id and verifying key.  KEYS_CHANGED: names of events and volumes."""
     tags: tuple[bytes, ...] = ()
     """TAGS: the tags from now on.  KEY_ADDED: label, host and user, and KEY_RECOVERY where it is a recovery key's, or
-    KEY_BACKUP_ONLY and the host that it backs up."""
+    KEY_BACKUP_ONLY and the host that it backs up.  KEYS_CHANGED: host and user."""
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True):
@@ -131,8 +131,8 @@ class _Begun(msgspec.Struct, array_like=True, frozen=True):
 
 
 EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVENT_KEY_ADDED = range(1, 7)
-EVENT_KEY_REMOVED = 8
-EVENT_TYPES = (*range(EVENT_SNAPSHOT, EVENT_KEY_ADDED + 1), EVENT_KEY_REMOVED)
+EVENT_KEYS_CHANGED, EVENT_KEY_REMOVED = 7, 8
+EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEY_REMOVED + 1)
 KEY_RECOVERY = b"recovery"
 KEY_BACKUP_ONLY = b"backup-only"
 
@@ -327,7 +327,7 @@ def least_volume(largest_blob: int) -> int:
 
 def check_config(config: Config, where: str) -> Config:
     """Refuse parameters that cannot be, and features this program does not know."""
-    unknown = [f.decode("ascii", "replace") for f in config.read_features]
+    unknown = [f.decode("ascii", "replace") for f in config.read_features if f not in L.READ_FEATURES]
     if unknown:
         raise UnsupportedFormat(f"{where}: needs {', '.join(unknown)}: install a newer snapfs")
     if not (

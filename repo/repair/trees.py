@@ -19,7 +19,7 @@ from snapfs.repo.errors import Damaged
 from snapfs.repo.format import records
 from snapfs.repo.index import Index
 from snapfs.repo.model import BlobId, Kind, Node
-from snapfs.repo.pages import Put
+from snapfs.repo.page_writer import Put
 from snapfs.repo.trees import DirectoryWriter
 
 Lost = Callable[[bytes, str], None]

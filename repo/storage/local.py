@@ -7,114 +7,24 @@ frees the lock), fsynced, and renamed to their place; then the folder is fsynced
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from snapfs.repo.errors import Damaged, RepositoryNotFound, StorageError
 from snapfs.repo.storage.base import NO_FOLDER_FSYNC, TRASH
+from snapfs.repo.storage.descriptors import Descriptors
+from snapfs.repo.storage.local_object import LocalObject, failing_as, pread, reason
 from snapfs.repo.storage.locks import Locks
 
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
-_OPEN_FILES = 64
 _SWEEP_SECONDS = 7 * 24 * 3600
 """What a machine whose locks may not be seen here left in tmp/ is old enough then, whatever the clocks of both say."""
 _TICK = 2_100_000_000
 Notice = Callable[[str], None]
-
-
-def _reason(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.strerror}: free some space, then run this again; nothing that was backed up before is lost"
-    return error.strerror or str(error)
-
-
-@contextlib.contextmanager
-def _failing_as(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"repository: cannot {what}: {_reason(error)}", error.errno) from error
-
-
-class LocalObject:
-    """storage.base.NewObject as a file in tmp/."""
-
-    def __init__(self, storage: LocalStorage) -> None:
-        self._storage = storage
-        self._name = f"tmp/{storage.locks.machine}-{secrets.token_hex(8)}"
-        self._failed = False
-        with _failing_as(f"create {self._name}"):
-            while True:
-                try:
-                    self._fd = self._make()
-                except FileNotFoundError:  # some ways of copying leave empty folders behind
-                    os.makedirs(storage.path("tmp"), 0o700, exist_ok=True)  # another thread may be as far
-                    self._fd = self._make()
-                # Some network file systems have no flock: there, what dead writers leave stays.
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(self._fd).st_nlink:
-                    break
-                os.close(self._fd)  # another process swept it before it was locked
-
-    def _make(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(self._storage.path(self._name), flags, 0o600)
-
-    def write(self, *parts: bytes) -> None:
-        with self._condemning("write"):
-            for part in parts:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(self._fd, view) :]
-
-    def read(self, offset: int, length: int) -> bytes:
-        with _failing_as(f"read back {self._name}"):
-            return _pread(self._fd, offset, length)
-
-    def sync(self) -> None:
-        with self._condemning("fsync"):
-            os.fsync(self._fd)
-
-    def publish(self, name: str) -> None:
-        with self._condemning("publish"):
-            target = self._storage.path(name)
-            folder = os.path.dirname(target)
-            if not os.path.isdir(folder):
-                os.makedirs(folder, 0o700, exist_ok=True)
-            # Objects are named by their content, so whatever has that name already is this object.
-            os.rename(self._storage.path(self._name), target)
-            self._storage.unsynced |= self._storage.folders_of(name)
-            os.close(self._fd)
-            self._fd = -1
-
-    def discard(self) -> None:
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(self._storage.path(self._name))
-            with contextlib.suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
-
-    @contextlib.contextmanager
-    def _condemning(self, what: str) -> Iterator[None]:
-        """A file that failed once stays failed: after a failed fsync the kernel may have dropped pages it
-        then calls clean."""
-        if self._failed or self._fd < 0:
-            raise StorageError(f"repository: {self._name} failed before and is not used again")
-        try:
-            with _failing_as(f"{what} {self._name}"):
-                yield
-        except StorageError:
-            self._failed = True
-            raise
 
 
 class LocalStorage:
@@ -126,8 +36,7 @@ class LocalStorage:
         self.unsynced: set[str] = set()
         self._notice = notice
         self._said_no_dir_fsync = False
-        self._files: OrderedDict[str, int] = OrderedDict()
-        self._lock = threading.Lock()
+        self._descriptors = Descriptors()
         self._syncing = threading.Lock()
         self._condemned: StorageError | None = None
         try:
@@ -135,7 +44,7 @@ class LocalStorage:
             self.real_path = os.fsencode(os.path.realpath(self.place, strict=True))
         except OSError as error:
             raise RepositoryNotFound(
-                f"no repository at {self.place}: {_reason(error)}; check the path, or make one with `snapfs init`",
+                f"no repository at {self.place}: {reason(error)}; check the path, or make one with `snapfs init`",
                 self.place,
             ) from error
         if not stat.S_ISDIR(info.st_mode):
@@ -155,7 +64,7 @@ class LocalStorage:
 
     def make_folders(self) -> None:
         """Lay out an empty repository."""
-        with _failing_as(f"create folders in {self.place}"):
+        with failing_as(f"create folders in {self.place}"):
             for folder in FOLDERS:
                 os.makedirs(self.path(folder), 0o700, exist_ok=True)
         # The folders above may be new too, made by this init or by one that was killed.  What may not be read was made by others.
@@ -167,7 +76,7 @@ class LocalStorage:
         self.sync_names()
 
     def is_empty(self) -> bool:
-        with _failing_as(f"list {self.place}"):
+        with failing_as(f"list {self.place}"):
             return not os.listdir(self.place)
 
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
@@ -177,10 +86,10 @@ class LocalStorage:
             self._must_be_there()
             return
         except OSError as error:
-            raise StorageError(f"repository: cannot list {folder}: {_reason(error)}", error.errno) from error
+            raise StorageError(f"repository: cannot list {folder}: {reason(error)}", error.errno) from error
         for entry in entries:
             name = f"{folder}/{entry.name}"
-            with _failing_as(f"list {name}"):
+            with failing_as(f"list {name}"):
                 is_folder = entry.is_dir(follow_symlinks=False)
                 try:
                     size = 0 if is_folder else entry.stat(follow_symlinks=False).st_size
@@ -216,15 +125,11 @@ class LocalStorage:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"repository: cannot look up {name}: {_reason(error)}", error.errno) from error
+            raise StorageError(f"repository: cannot look up {name}: {reason(error)}", error.errno) from error
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        with _failing_as(f"read {name}"):
-            fd = self._open(name)
-            try:
-                return _pread(fd, offset, os.fstat(fd).st_size - offset if length is None else length)
-            finally:
-                self._release(name, fd)
+        with failing_as(f"read {name}"), self._descriptors.borrowed(name, self.path(name)) as fd:
+            return pread(fd, offset, os.fstat(fd).st_size - offset if length is None else length)
 
     def create(self) -> LocalObject:
         return LocalObject(self)
@@ -259,7 +164,7 @@ class LocalStorage:
     def _sync_names(self) -> None:
         while self.unsynced:
             folder = self.unsynced.pop()
-            with _failing_as(f"fsync the folder {folder}"):
+            with failing_as(f"fsync the folder {folder}"):
                 fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     os.fsync(fd)
@@ -286,7 +191,7 @@ class LocalStorage:
         names = list(names)
         self.let_go(names)
         for name in names:
-            with _failing_as(f"remove {name}"):
+            with failing_as(f"remove {name}"):
                 try:
                     os.unlink(self.path(name))
                 except FileNotFoundError:
@@ -295,15 +200,11 @@ class LocalStorage:
         self.sync_names()
 
     def let_go(self, names: Iterable[str]) -> None:
-        for name in names:
-            with self._lock:
-                fd = self._files.pop(name, -1)
-            if fd >= 0:
-                os.close(fd)
+        self._descriptors.drop(names)
 
     def set_aside(self, name: str) -> str:
         target, number = f"{TRASH}/{name}", 0
-        with _failing_as(f"move {name} to {TRASH}/"):
+        with failing_as(f"move {name} to {TRASH}/"):
             while self._is_taken(target):  # by one that was brought back, and is damaged again
                 number += 1
                 target = f"{TRASH}/{name}.{number}"
@@ -354,36 +255,4 @@ class LocalStorage:
         )
 
     def close(self) -> None:
-        with self._lock:
-            for fd in self._files.values():
-                os.close(fd)
-            self._files.clear()
-
-    def _open(self, name: str) -> int:
-        """Borrow a descriptor: taken out of the pool while in use, so that no other thread closes it."""
-        with self._lock:
-            fd = self._files.pop(name, -1)
-        # Nothing in a repository is waited for, a fifo that somebody put there neither.
-        return fd if fd >= 0 else os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def _release(self, name: str, fd: int) -> None:
-        with self._lock:
-            old = self._files.pop(name, -1)
-            self._files[name] = fd
-            if len(self._files) > _OPEN_FILES:
-                _, other = self._files.popitem(last=False)
-                os.close(other)
-        if old >= 0:
-            os.close(old)
-
-
-def _pread(fd: int, offset: int, length: int) -> bytes:
-    data = os.pread(fd, length, offset)
-    if len(data) == length or not data:
-        return data
-    parts = [data]
-    got = len(data)
-    while got < length and (data := os.pread(fd, length - got, offset + got)):
-        parts.append(data)
-        got += len(data)
-    return b"".join(parts)
+        self._descriptors.close()

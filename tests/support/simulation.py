@@ -25,7 +25,8 @@ import pytest
 
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage import local, locks
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.system import System
 from support import repositories
 
