@@ -20,7 +20,6 @@ from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import BackupOnly, Damaged, RolledBack, StorageError, UnsupportedFormat, UsageError
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient, records
 from snapfs.repo.format.crypto import verifying_key
@@ -28,10 +27,9 @@ from snapfs.repo.format.envelope import Opener, parse_header
 from snapfs.repo.format.keyslot import open_slot
 from snapfs.repo.format.records import EventBody, Head
 from snapfs.repo.format.sealed import open_record
-from snapfs.repo.model import Below, Kind, NodeType, Snapshot, Totals, VolumeKind
+from snapfs.repo.model import Below, Kind, NodeType, VolumeKind
 from snapfs.repo.progress import Progress
 from snapfs.repo.prune.engine import PruneOptions, prune
-from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
 from snapfs.repo.salvage import Salvage
 from snapfs.repo.system import System
@@ -41,7 +39,7 @@ from support import same
 from support.children import in_child
 from support.faults import KINDS, Calls, Die, Fault, each
 from support.hostile import node
-from support.machines import Machine, Thief
+from support.machines import ALL, Machine, Notices, brought, ids, reads_back, state
 from support.parts import KEYS, REPOSITORY
 from support.torture import Rounds
 from support.trees import File, Name, Symlink, make, noise
@@ -53,41 +51,12 @@ TREE = {
     b"small/link": Symlink(target=b"a"),
     b"small/name": Name(of=b"small/a"),
 }
-ALL = PruneOptions(unused=Unused(bytes=0))
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     repos.create(tmp_path)
     return make(tmp_path / "source", TREE)
-
-
-class Notices(Progress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def notice(self, text: str) -> None:
-        self.said.append(text)
-
-
-def state(folder: Path) -> State:
-    with repos.open_(folder) as repository:
-        return repository.events.load()
-
-
-def ids(folder: Path) -> list[bytes]:
-    return [s.id for s in state(folder).snapshots]
-
-
-def reads_back(folder: Path, source: Path, *snapshots: StoredSnapshot) -> None:
-    """With the whole key, these snapshots are the source as it is now, and nothing is damaged."""
-    with repos.open_(folder) as repository:
-        found = {s.id: s for s in repository.snapshots()}
-        for snapshot in snapshots:
-            at = repository.trees.resolve(found[snapshot.id].record.root, os.fsencode(source))
-            assert same.differences(same.on_disk(source), same.in_snapshot(repository, at)) == []
-        result = check(repository, read_data=True)
-        assert result.ok, result.problems
 
 
 # ---- it backs up -------------------------------------------------------------------------------------------------
@@ -371,16 +340,6 @@ def test_every_object_has_a_key_of_its_own_with_a_stuck_random_source(tmp_path: 
 
 
 # ---- one who took such a machine ---------------------------------------------------------------------------------
-
-
-def brought(thief: Thief, **change: Any) -> bytes:
-    """A snapshot's record, by a thief."""
-    fields = {
-        "version": 1, "root": node(b"", NodeType.DIRECTORY), "time": 5, "host": thief.keys.host, "user": b"u", "paths": (b"/",),
-        "tags": (), "totals": Totals(), "complete": True, "errors": 0, "with_xattrs": 0, "filesystems": (), "excludes": (),
-        "program": b"thief",
-    }  # fmt: skip
-    return records.encode(Snapshot(**{**fields, **change}))
 
 
 def test_what_it_was_not_granted_does_not_count(tmp_path: Path, source: Path) -> None:

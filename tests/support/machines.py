@@ -9,7 +9,8 @@ from typing import Any
 
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
-from snapfs.repo.events import StoredSnapshot
+from snapfs.repo.check.engine import check
+from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient, records
@@ -18,11 +19,15 @@ from snapfs.repo.format.keyslot import open_slot
 from snapfs.repo.format.records import Event, EventBody, Signed
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import BlobId, Kind, VolumeKind
+from snapfs.repo.model import BlobId, Kind, NodeType, Snapshot, Totals, VolumeKind
+from snapfs.repo.progress import Progress
+from snapfs.repo.prune.engine import PruneOptions
+from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
 from snapfs.repo.system import System
 from snapfs.repo.volumes import OBJECTS, object_name
-from support import repositories
+from support import repositories, same
+from support.hostile import node
 from support.repositories import CHEAP
 
 
@@ -98,3 +103,47 @@ class Thief:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(out)
         return name
+
+
+def brought(thief: Thief, **change: Any) -> bytes:
+    """A snapshot's record, by a thief."""
+    fields = {
+        "version": 1, "root": node(b"", NodeType.DIRECTORY), "time": 5, "host": thief.keys.host, "user": b"u", "paths": (b"/",),
+        "tags": (), "totals": Totals(), "complete": True, "errors": 0, "with_xattrs": 0, "filesystems": (), "excludes": (),
+        "program": b"thief",
+    }  # fmt: skip
+    return records.encode(Snapshot(**{**fields, **change}))
+
+
+# ---- looking at it with the whole key --------------------------------------------------------------------------
+
+ALL = PruneOptions(unused=Unused(bytes=0))
+"""Keep nothing that nobody needs."""
+
+
+class Notices(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.said.append(text)
+
+
+def state(folder: Path) -> State:
+    with repositories.open_(folder) as repository:
+        return repository.events.load()
+
+
+def ids(folder: Path) -> list[bytes]:
+    return [s.id for s in state(folder).snapshots]
+
+
+def reads_back(folder: Path, source: Path, *snapshots: StoredSnapshot) -> None:
+    """With the whole key, these snapshots are the source as it is now, and nothing is damaged."""
+    with repositories.open_(folder) as repository:
+        found = {s.id: s for s in repository.snapshots()}
+        for snapshot in snapshots:
+            at = repository.trees.resolve(found[snapshot.id].record.root, os.fsencode(source))
+            assert same.differences(same.on_disk(source), same.in_snapshot(repository, at)) == []
+        result = check(repository, read_data=True)
+        assert result.ok, result.problems
