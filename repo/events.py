@@ -132,6 +132,8 @@ class Events:
         """Of the keys that opened each of them."""
         self._counted: dict[bytes, Event] = {}
         """Those that count: all, as long as the keys were never changed, and nobody said what he may not."""
+        self._verified: dict[tuple[bytes, bytes], bool] = {}
+        """Event and key -> whether the signature holds."""
         self._state: State | None = None
         self._stamp: object = None
         self._again_at = 0.0
@@ -326,7 +328,7 @@ class Events:
         unread = {n for n in unread if self._epochs[n] == self._keys.epoch or n in state.listed}
         claims = {name: claim for name, claim in claims.items() if name in events or name in unread}
         events = {name: event for name, event in events.items() if name not in claims}
-        admitted = admit(claims, events, in_order(events) if claims else ())
+        admitted = admit(claims, events, in_order(events) if claims else (), self._verified)
         state.refused, state.unknown = admitted.refused, admitted.newer
         if admitted.refused:
             state.notices.append(refused_events(admitted.refused))

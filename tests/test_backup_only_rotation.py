@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,11 @@ from snapfs.repo.keys import Keys
 from snapfs.repo.prune.engine import prune
 from snapfs.repo.system import System
 from support import repositories as repos
+from support.children import in_child
+from support.faults import KINDS, Calls, Die, each
 from support.machines import ALL, Machine, Notices, Thief, brought, ids, reads_back, state
 from support.rotations import bundle_of, change_keys
+from support.torture import Rounds
 from support.trees import File, make, noise
 
 TREE = {b"big": File(noise(100_000, 1)), b"small/a": File(b"a" * 100)}
@@ -130,3 +135,70 @@ def test_what_it_made_before_the_change_counts_once_it_was_seen(tmp_path: Path, 
     (tmp_path / "repository/events" / late).write_bytes(data)
     found = state(tmp_path)
     assert ([s.id for s in found.snapshots], found.late) == ([first.id], 1)
+
+
+# ---- keys are added and removed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("what", ["add", "remove"])
+def test_killed_while_a_key_is_added_or_removed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, rounds: Rounds, what: str
+) -> None:
+    """It is there and counts, or is not there; removed, it is gone or still counts; and the same can be done again."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    machine = Machine(tmp_path)
+    kept = machine.snapshot(source)
+    parts = ("repository", "state")
+    for part in parts:
+        shutil.copytree(tmp_path / part, tmp_path / "saved" / part)
+
+    def work() -> str:
+        with repos.open_(tmp_path, no_cache=True) as repository:
+            if what == "remove":
+                repository.remove_key(machine.slot)
+                return ""
+            return repository.add_backup_only_key(b"another", "another", cost=repos.CHEAP)
+
+    def run(number: int) -> bool:
+        for part in parts:
+            for entry in os.scandir(tmp_path / part):
+                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+            shutil.copytree(tmp_path / "saved" / part, tmp_path / part, dirs_exist_ok=True)
+        calls = Calls(tmp_path, each(KINDS, number), Die())
+
+        def killed() -> None:
+            with calls.installed():
+                work()
+
+        died = in_child(killed) != 0
+        assert kept.id in ids(tmp_path)
+        assert state(tmp_path).problems == []
+        slots = {path.name for path in (tmp_path / "repository/keys").iterdir()}
+        if what == "remove":
+            if died and machine.slot in slots:
+                work()
+            with pytest.raises(WrongPassword):
+                machine.open()
+            return died
+        new = slots - {path.name for path in (tmp_path / "saved/repository/keys").iterdir()}
+        other: Machine = Machine.__new__(Machine)
+        other.folder, other.own, other.host, other.password = (
+            tmp_path,
+            tmp_path / f"other{number}",
+            "another",
+            b"another",
+        )
+        if not new:
+            assert died
+            other.slot = work()
+        made = other.snapshot(source)
+        assert made.id in ids(tmp_path), "a slot that opens is one whose snapshots count"
+        return died
+
+    at_once = [1, 5, 9] if not rounds.long else range(1, 1000)
+    for number in at_once:
+        rounds.count()
+        if not run(number):
+            assert number > 8
+            break

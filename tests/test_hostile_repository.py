@@ -505,7 +505,7 @@ def _golden() -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         grant = records.Event(
             1, b"d" * 16, 1, (), 5, records.EventBody(records.EVENT_KEY_ADDED, None, ids, words)
         )
-        return admit({name: found}, {bytes(32): grant}, [bytes(32)])
+        return admit({name: found}, {bytes(32): grant}, [bytes(32)], {})
 
     return {
         "slot": (slot, lambda data: open_slot(data, b"p", "it")),

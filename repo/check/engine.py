@@ -212,9 +212,8 @@ class _Check:
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
         self._heal(unusable, read, listing)
         # Every id in them was compared: they are as good now as if a machine had written them that is trusted.
-        index.mark(
-            [v.name for v in index.volumes() if v.usable and not v.verified and v.name in sound & read], True
-        )
+        if new := [v.name for v in index.volumes() if v.usable and not v.verified and v.name in sound & read]:
+            index.mark(new, True)
         return not wrong and not damaged
 
     def _heal(self, unusable: set[bytes], read: set[bytes], listing: Listing) -> None:
