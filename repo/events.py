@@ -63,10 +63,10 @@ class KeyNote(NamedTuple):
     time: int
     is_recovery: bool = False
     """Whether a recovery key opens it, and not a password that somebody chose."""
-    backs_up: str | None = None
-    """The host that it may back up, where it can do nothing else."""
     epoch: int = 1
     """Of the newest keys in it."""
+    backs_up: str | None = None
+    """The host that it may back up, where it can do nothing else."""
 
 
 @dataclass
@@ -375,7 +375,7 @@ class Events:
                 may = granted(body)
                 state.key_notes[body.ids[0]] = KeyNote(
                     label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:4],
-                    None if may is None else may[1].host.decode("utf-8", "replace"), self._epochs[name],
+                    self._epochs[name], None if may is None else may[1].host.decode("utf-8", "replace"),
                 )  # fmt: skip
             elif (rotation := as_rotation(event, self._epochs[name])) is not None:
                 state.rotations.append(rotation)

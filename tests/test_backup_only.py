@@ -620,6 +620,33 @@ def test_removed_on_two_machines_at_once(tmp_path: Path, source: Path) -> None:
     assert third.id not in ids(tmp_path)
 
 
+def test_removed_again_by_one_who_saw_more(tmp_path: Path, source: Path) -> None:
+    """It does not bring back what the first removal ended: else whoever tidies up would undo it."""
+    machine = Machine(tmp_path)
+    first = machine.snapshot(source)
+    events = tmp_path / "repository/events"
+    with repos.open_(tmp_path) as repository:
+        old = {path.name for path in events.iterdir()}
+        repository.events.load()
+        repository.events.remove_key(bytes.fromhex(machine.slot))
+        (removal,) = {path.name for path in events.iterdir()} - old
+        hidden = (events / removal).read_bytes()
+        (events / removal).unlink()
+    second = machine.snapshot(source)
+    elsewhere = Repository.open(
+        str(tmp_path / "repository"),
+        repos.PASSWORD,
+        cache_dir=str(tmp_path / "c2"),
+        state_dir=str(tmp_path / "s2"),
+    )
+    with elsewhere:
+        elsewhere.events.set_tags(second.id, [b"seen"])  # an event that names it
+        (events / removal).write_bytes(hidden)
+        assert [s.id for s in elsewhere.events.load().snapshots] == [first.id]
+        elsewhere.events.remove_key(bytes.fromhex(machine.slot))
+    assert ids(tmp_path) == [first.id]
+
+
 def test_no_key_of_a_stranger_counts(tmp_path: Path, source: Path) -> None:
     """The storage, which knows everything that stands in the clear, and somebody's slot of another repository."""
     machine = Machine(tmp_path)
