@@ -14,7 +14,7 @@ from snapfs.cli.render import complain, count, document, out, size
 from snapfs.repo.errors import RepositoryLocked, UsageError
 from snapfs.repo.prune.engine import PruneOptions, PruneResult
 from snapfs.repo.prune.engine import prune as run_prune
-from snapfs.repo.prune.plan import Plan, Unused, parse_unused
+from snapfs.repo.prune.plan import Plan, Scatter, Unused, parse_scatter, parse_unused
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage.locks import Writer
 
@@ -24,6 +24,13 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 def _unused(ctx: click.Context, param: click.Parameter, value: str) -> Unused:
     try:
         return parse_unused(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _scatter(ctx: click.Context, param: click.Parameter, value: str) -> Scatter:
+    try:
+        return parse_scatter(value)
     except UsageError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -50,6 +57,13 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     "--max-repack-size", type=SIZE, metavar="SIZE", help="Rewrite volumes of so much in all, at most."
 )
 @click.option(
+    "--max-scatter",
+    metavar="X%|unlimited",
+    default="15%",
+    callback=_scatter,
+    help="Reading the newest snapshots may open so much more than they hold (default 15%).",
+)
+@click.option(
     "--retry-lock",
     metavar="TIME",
     default="0",
@@ -59,12 +73,14 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask.  Needed where there is no terminal.")
 def prune(
-    settings: Settings, max_unused: Unused, max_repack_size: int | None, retry_lock: float, dry_run: bool, yes: bool
+    settings: Settings, max_unused: Unused, max_repack_size: int | None, max_scatter: Scatter, retry_lock: float,
+    dry_run: bool, yes: bool,
 ) -> int:  # fmt: skip
     """Free the space of forgotten snapshots.
 
     Volumes that no snapshot needs are removed; those that are needed in a small part are rewritten without the rest, and many
-    small ones are merged.  Forgotten snapshots cannot be brought back afterwards.
+    small ones are merged.  So are those in which the newest snapshots lie scattered among what only older ones need: what one
+    reads together lies together then.  Forgotten snapshots cannot be brought back afterwards.
 
     Backups and mounts may run meanwhile.  While a backup runs nothing is removed: the exit code is then 11, and the next prune
     does it.
@@ -76,7 +92,7 @@ def prune(
       snapfs prune --yes --retry-lock 10m
     """
     progress = reporter(settings, job=True)
-    options = PruneOptions(max_unused, max_repack_size, retry_lock, dry_run=dry_run)
+    options = PruneOptions(max_unused, max_repack_size, max_scatter, retry_lock, dry_run=dry_run)
     with open_repository(settings, progress) as repository:
         result = run(settings, repository, options, progress, asking(yes))
     return finish(settings, result)
@@ -125,6 +141,11 @@ def _announce(plan: Plan, will: str) -> None:
         f"{will} remove {count(len(plan.remove), 'volume')} ({size(plan.removed)}), "
         f"rewrite {len(plan.rewrite):,} ({size(plan.read)}), and free about {size(plan.freed)}"
     )
+    if plan.scattered:
+        out(
+            f"{len(plan.scattered):,} of them ({size(sum(use.volume.size for use in plan.scattered))}) because the newest "
+            f"snapshots lie scattered: reading them opens {plan.scatter:.2f} times what they hold, {plan.scatter_left:.2f} then"
+        )
 
 
 def finish(settings: Settings, result: PruneResult) -> int:
@@ -143,6 +164,9 @@ def finish(settings: Settings, result: PruneResult) -> int:
                 "volumes_to_rewrite": len(plan.rewrite),
                 "bytes_to_remove": plan.removed,
                 "bytes_to_rewrite": plan.read,
+                "volumes_scattered": len(plan.scattered),
+                "scatter": round(plan.scatter, 3),
+                "scatter_after": round(plan.scatter_left, 3),
                 "bytes_to_free": plan.freed,
                 "volumes_removed": result.volumes_removed,
                 "volumes_written": result.volumes_written,

@@ -17,6 +17,10 @@ TOLERANCE = 24 * 3600 * 10**9
 """Ns that a time may be off: backups take hours, and clocks are set to the wrong time zone."""
 
 
+_BEFORE_ALL = -(2**64)
+"""Earlier than any snapshot, in ns."""
+
+
 class Doubt(enum.Enum):
     """What speaks against the time that a snapshot states."""
 
@@ -47,6 +51,25 @@ class Times(NamedTuple):
         if stated > now + TOLERANCE:
             return Doubt.FUTURE
         return Doubt.BEHIND if id in self.behind else None
+
+
+def made(stated: Mapping[bytes, int], times: Times, now: int) -> dict[bytes, tuple[int, int]]:
+    """When each snapshot (id -> the time it states, ns) counts as made: (ns, number), to sort by.
+
+    That is what it states.  But one that states a time to come, by this clock or when this machine first saw it, counts as made
+    right after the last of those that came before it in the order of events: so it is the newest until the next one, and not
+    for ever.
+    """
+    found: dict[bytes, tuple[int, int]] = {}
+    believed = _BEFORE_ALL
+    for key in sorted(stated, key=lambda key: times.order.get(key, 0)):
+        time, place = stated[key], 0
+        if times.doubt(key, time, now) not in (Doubt.UNCONFIRMED, Doubt.FUTURE):
+            believed = max(believed, time)
+        elif time > believed:
+            time, place = believed, 1 + times.order.get(key, 0)
+        found[key] = time, place
+    return found
 
 
 def witness(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from snapfs.repo.client import Client
 from snapfs.repo.counting import NewerEvent, Rotation, as_rotation, came_before, counted
-from snapfs.repo.doubts import Times, witness
+from snapfs.repo.doubts import Times, made, witness
 from snapfs.repo.errors import Damaged, OldKeys, StorageError
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
@@ -74,18 +74,20 @@ class State:
     """What the events add up to."""
 
     snapshots: list[StoredSnapshot] = field(default_factory=list)
-    """Complete and not forgotten, ascending by time."""
+    """Complete and not forgotten, ascending by when they count as made."""
     checkpoints: list[StoredSnapshot] = field(default_factory=list)
     forgotten: frozenset[bytes] = frozenset()
     """Ids of snapshots that are not shown any more."""
     forgotten_snapshots: list[StoredSnapshot] = field(default_factory=list)
-    """Those of them that are complete, ascending by time: what an undelete may bring back."""
+    """Those of them that are complete, in the same order: what an undelete may bring back."""
     unknown: int = 0
     """Events of types that this version does not know."""
     times: Times = field(default_factory=Times)
     """What is known of the times of snapshots besides what they state."""
     refused: dict[str, int] = field(default_factory=dict)
     """Why events of machines that can only back up do not count -> how many."""
+    made: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Id -> when it counts as made (doubts.made)."""
     problems: list[str] = field(default_factory=list)
     """All that is wrong with the events; what is `missing` is among it."""
     missing: dict[bytes, str] = field(default_factory=dict)
@@ -380,8 +382,12 @@ class Events:
             elif (rotation := as_rotation(event, self._epochs[name])) is not None:
                 state.rotations.append(rotation)
             state.unknown += body.type not in records.EVENT_TYPES
+        stated = {key: s.record.time for key, s in found.items()}
+        now = self._system.now()
+        state.times = witness(self._client, events, order, brought, stated, self._published, now)
+        state.made = made(stated, state.times, now)
         everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
-        everything.sort(key=lambda s: (s.record.time, s.id))
+        everything.sort(key=lambda s: (state.made[s.id], s.id))
         live = [s for s in everything if s.id not in forgotten]
         state.forgotten = frozenset(forgotten)
         state.forgotten_snapshots = [s for s in everything if s.id in forgotten and s.record.complete]
@@ -389,10 +395,6 @@ class Events:
         state.checkpoints = [s for s in live if not s.record.complete]
         state.closed = next((r for r in state.rotations if r.epoch == self._keys.epoch), None)
         self._say_of_keys(state)
-        stated = {key: s.record.time for key, s in found.items()}
-        state.times = witness(
-            self._client, events, order, brought, stated, self._published, self._system.now()
-        )
         return state
 
     def _remember_durable(self, state: State) -> None:

@@ -107,6 +107,10 @@ class OwnPages(BlobReader):
                 snapshot = records.decode_snapshot(record, "own snapshot")
                 if snapshot.complete == bool(complete) and snapshot.host == self._host:
                     kept.append(StoredSnapshot(row[0], snapshot, snapshot.tags, self._client))
+                    state.made[row[0]] = (
+                        1 - complete,
+                        0,
+                    )  # a complete one took the checkpoints before it away
         return state
 
     # ---- keeping -------------------------------------------------------------------------------------------------

@@ -184,10 +184,14 @@ class BlobWriter:
         self.stored.count(kind, length)
         return blob
 
-    def flush(self) -> None:
-        """Make everything put so far durable and known to the index.  Raises what went wrong on the way."""
+    def end_frames(self) -> None:
+        """What comes from now on is not joined with what came before."""
         for key in list(self._joining):
             self._submit(key)
+
+    def flush(self) -> None:
+        """Make everything put so far durable and known to the index.  Raises what went wrong on the way."""
+        self.end_frames()
         self._wait(0)
         for kind, volumes in self._open.items():
             while volumes:

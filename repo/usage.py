@@ -1,8 +1,8 @@
-"""What the live snapshots need of each volume: one bit a blob, and sums.
+"""What the live snapshots need of each volume, and how scattered the newest ones lie in it: a few bits a blob, and sums.
 
 `stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts: one in a volume
-to rely on rather than another, else that with the larger live part.  So what a prune wrote wins over what it was about to remove,
-also if it was killed in between.
+to rely on rather than another, else that in the volume with the larger live part, times the part that the newest snapshots need
+of what they open there.  So what a prune wrote wins over what it was about to remove, also if it was killed in between.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class VolumeUse:
     live: int = 0
     copies: int = 0
     """Blobs of it that are live, and count as dead since another volume has them, too."""
+    newest: int = 0
+    """Of `live`, what the newest snapshots need."""
+    opened: int = 0
+    """What is in the frames that who reads these opens, `newest` among it."""
 
     @property
     def unused(self) -> int:
@@ -48,6 +52,11 @@ class VolumeUse:
     @property
     def used(self) -> int:
         return self.volume.size * self.live // self.plain if self.plain else self.volume.size
+
+    @property
+    def density(self) -> float:
+        """The part that is worth keeping together: live, and not scattered among what the newest do not need."""
+        return self.live / max(self.plain, 1) * (self.newest / self.opened if self.opened else 1)
 
 
 @dataclass
@@ -67,15 +76,29 @@ class Usage:
 
 
 def live_snapshots(state: State) -> list[StoredSnapshot]:
-    """All whose blobs are needed, ascending by time: those that are listed, and the checkpoint from which an interrupted backup
-    of each host and paths would go on."""
+    """All whose blobs are needed, ascending by when they count as made: those that are listed, and the checkpoint from which an
+    interrupted backup of each host and paths would go on."""
     newest: dict[tuple[bytes, frozenset[bytes]], StoredSnapshot] = {}
     for snapshot in sorted(
-        [*state.snapshots, *state.checkpoints], key=lambda s: (s.record.time, s.record.complete)
+        [*state.snapshots, *state.checkpoints], key=lambda s: (state.made[s.id], s.record.complete)
     ):
         newest[snapshot.record.host, frozenset(snapshot.record.paths)] = snapshot
     resumed = [snapshot for snapshot in newest.values() if not snapshot.record.complete]
-    return sorted([*state.snapshots, *resumed], key=lambda s: (s.record.time, s.id))
+    return sorted([*state.snapshots, *resumed], key=lambda s: (state.made[s.id], s.id))
+
+
+def by_importance(snapshots: list[StoredSnapshot]) -> tuple[list[StoredSnapshot], list[StoredSnapshot]]:
+    """(the newest complete one of each host and paths, all others), each the last of `snapshots` first."""
+    seen: set[tuple[bytes, frozenset[bytes]]] = set()
+    newest, others = [], []
+    for snapshot in reversed(snapshots):
+        key = (snapshot.record.host, frozenset(snapshot.record.paths))
+        if snapshot.record.complete and key not in seen:
+            seen.add(key)
+            newest.append(snapshot)
+        else:
+            others.append(snapshot)
+    return newest, others
 
 
 class NeededBlobs(PageWalk):
@@ -121,19 +144,24 @@ class NeededBlobs(PageWalk):
 
 
 class _Marking(NeededBlobs):
-    """Marks every copy of every live blob."""
+    """Marks every copy of every live blob; and of those that the newest snapshots need, which come first, the frames."""
 
     def __init__(self, repository: Repository, progress: Progress, there: set[int]) -> None:
         super().__init__(repository, progress)
         self._there = there
-        self.marks = Marks()
+        self.marks, self.newest, self.frames = Marks(), Marks(), Marks()
+        self.is_newest = False
 
     def need(self, kind: Kind, blob: bytes, owner: int) -> bool:
         new = found = False
         for at in self.index.copies(blob):
             if at.volume in self._there:
                 found = True
-                new = self.marks.add_blob(at) or new
+                if self.marks.add_blob(at):
+                    new = True
+                    if self.is_newest:
+                        self.newest.add_blob(at)
+                        self.frames.add(at.volume, at.frame)
         if not found:
             raise BlobMissing(blob)
         return new
@@ -150,16 +178,22 @@ def usage(repository: Repository, snapshots: list[StoredSnapshot], progress: Pro
     }
     marking = _Marking(repository, progress, set(there))
     progress.phase("mark", len(snapshots))
+    newest, others = by_importance(snapshots)
     # Of a checkpoint, what lies below a marked page may be unmarked: so they come when all that must be whole is done.
-    for snapshot in sorted(snapshots, key=lambda snapshot: not snapshot.record.complete):
-        marking.add(snapshot)
-        progress.advance(files=1)
-    return _settle(repository, there, marking.marks, progress)
+    others.sort(key=lambda snapshot: not snapshot.record.complete)
+    for marking.is_newest, some in ((True, newest), (False, others)):
+        for snapshot in some:
+            marking.add(snapshot)
+            progress.advance(files=1)
+    return _settle(repository, there, marking, progress)
 
 
-def _settle(repository: Repository, there: dict[int, VolumeUse], marks: Marks, progress: Progress) -> Usage:
+def _settle(
+    repository: Repository, there: dict[int, VolumeUse], marking: _Marking, progress: Progress
+) -> Usage:
     """Sums; and of the marked places of each blob all but one are taken out."""
     progress.phase("count", repository.index.count())
+    marks, newest, frames = marking.marks, marking.newest, marking.frames
     several = False
     for copies in _blobs(repository, progress):
         marked = 0
@@ -169,31 +203,50 @@ def _settle(repository: Repository, there: dict[int, VolumeUse], marks: Marks, p
                 continue
             use.blobs += 1
             use.plain += at.length
+            if frames.has(at.volume, at.frame):
+                use.opened += at.length
             if marks.has_blob(at):
                 marked += 1
                 use.live_blobs += 1
                 use.live += at.length
+                if newest.has_blob(at):
+                    use.newest += at.length
         several = several or marked > 1
     if several:
-        progress.phase("compare copies", repository.index.count())
-        best = {
-            number: (
-                use.volume.usable,
-                use.volume.verified,
-                use.live / max(use.plain, 1),
-                use.volume.size,
-                use.volume.name,
-            )
-            for number, use in there.items()
-        }
-        for copies in _blobs(repository, progress):
-            marked_places = [at for at in copies if marks.has_blob(at) and at.volume in there]
-            for at in sorted(marked_places, key=lambda at: best[at.volume])[:-1]:
-                marks.discard(at.volume, at.entry)
-                there[at.volume].live_blobs -= 1
-                there[at.volume].live -= at.length
-                there[at.volume].copies += 1
+        _choose(repository, there, marking, progress)
     return Usage(there, marks)
+
+
+def _choose(
+    repository: Repository, there: dict[int, VolumeUse], marking: _Marking, progress: Progress
+) -> None:
+    """Of each blob one copy counts."""
+    progress.phase("compare copies", repository.index.count())
+    marks, newest, frames = marking.marks, marking.newest, Marks()
+    best = {
+        number: (use.volume.usable, use.volume.verified, use.density, use.volume.size, use.volume.name)
+        for number, use in there.items()
+    }
+    for use in there.values():
+        use.newest = use.opened = 0
+    for copies in _blobs(repository, progress):
+        places = sorted(
+            (at for at in copies if marks.has_blob(at) and at.volume in there),
+            key=lambda at: best[at.volume],
+        )
+        for at in places[:-1]:
+            marks.discard(at.volume, at.entry)
+            there[at.volume].live_blobs -= 1
+            there[at.volume].live -= at.length
+            there[at.volume].copies += 1
+        if places and newest.has_blob(places[-1]):
+            frames.add(places[-1].volume, places[-1].frame)
+            there[places[-1].volume].newest += places[-1].length
+    progress.phase("compare copies", repository.index.count())
+    for copies in _blobs(repository, progress):
+        for at in copies:
+            if frames.has(at.volume, at.frame) and at.volume in there:
+                there[at.volume].opened += at.length
 
 
 def _blobs(repository: Repository, progress: Progress) -> Iterator[list[Location]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,10 @@ def test_a_limit_that_is_none(cli: Cli, given: str) -> None:
     assert done.code == 1
     assert "give a share" in done.err
     assert done.err.count("\n") == 1
+    done = cli("prune", "-n", f"--max-scatter={given.replace('110', '-110')}")
+    assert done.code == 1
+    assert "give a share" in done.err
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("given", ["5", "m", "x5m", "-1s", ""])
@@ -98,6 +103,28 @@ def test_limits(cli: Cli) -> None:
         == 0
     )
     assert cli("prune", "-n", "--json", "--max-unused", "2M").ok().lines[-1]["volumes_to_rewrite"] == 0
+
+
+def test_it_says_what_is_scattered_and_puts_it_together(cli: Cli) -> None:
+    for turn in range(5):
+        for n in range(turn, 60, 9) if turn else range(60):
+            (cli.source / f"text{n}").write_bytes(noise(4000, 100 * turn + n))
+        cli.snapshot()
+    cli("prune", "--yes").ok()
+    assert cli("prune", "-n", "--json", "--max-scatter", "unlimited").ok().lines[-1]["volumes_scattered"] == 0
+    said = cli("prune", "-n", "--max-scatter", "0%").ok().out
+    found = re.search(
+        r"because the newest snapshots lie scattered: .* opens ([0-9.]+) times .*, ([0-9.]+) then", said
+    )
+    assert found is not None, said
+    assert float(found[1]) > 1.2 > 1.05 > float(found[2])
+    done = cli("prune", "--yes", "--json", "--max-scatter", "0%").ok().lines[-1]
+    assert done["volumes_scattered"] > 0
+    assert (done["scatter"] > 1.2, done["scatter_after"] < 1.05) == (True, True)
+    again = cli("prune", "-n", "--json", "--max-scatter", "0%").ok().lines[-1]
+    assert again["volumes_to_rewrite"] == 0
+    assert again["scatter"] < 1.05
+    cli("check", "--read-data").ok()
 
 
 def test_the_word_of_others(cli: Cli) -> None:

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -20,7 +21,7 @@ from snapfs.repo.check.engine import check
 from snapfs.repo.errors import RepositoryError, RepositoryLocked
 from snapfs.repo.model import KiB
 from snapfs.repo.prune.engine import PruneOptions, prune
-from snapfs.repo.prune.plan import Unused
+from snapfs.repo.prune.plan import Scatter, Unused
 from snapfs.repo.repository import Repository
 from support import repositories, same
 from support.mounts import mounted
@@ -30,7 +31,7 @@ from support.torture import Rounds
 from support.trees import noise
 
 pytestmark = pytest.mark.torture
-NONE = PruneOptions(unused=Unused(bytes=0))
+NONE = PruneOptions(unused=Unused(bytes=0), scatter=Scatter(0, least=0))
 POOL = [noise(40_000, n) for n in range(20)]
 
 
@@ -173,7 +174,7 @@ def test_processes_under_signals(tmp_path: Path, rounds: Rounds) -> None:
     for _ in range(2):
         home._prune("a")
     with open_plainly(tmp_path, "a") as repository:
-        plan = prune(repository, PruneOptions(unused=Unused(bytes=0), dry_run=True), Watch()).plan
+        plan = prune(repository, replace(NONE, dry_run=True), Watch()).plan
         assert (plan.remove, plan.rewrite) == ([], []), "what is dead is still there"
     assert [name for name in os.listdir(tmp_path / "repository/locks") if name.endswith(".lease")] == []
 
@@ -252,7 +253,7 @@ def test_a_prune_that_waits_lets_the_running_backup_end(tmp_path: Path) -> None:
     while not any(name.endswith(".lease") for name in os.listdir(tmp_path / "repository/locks")):
         time.sleep(0.01)
     with open_plainly(tmp_path, "c") as repository:
-        result = prune(repository, PruneOptions(unused=Unused(bytes=0), patience=30), Watch())
+        result = prune(repository, replace(NONE, patience=30), Watch())
     assert result.in_the_way == []
     assert result.bytes_removed > 0
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -391,7 +391,7 @@ def test_each_command_ends_as_documented(tmp_path: Path, monkeypatch: pytest.Mon
     commands = [
         [str(tmp_path / "target") if word == "TARGET" else word for word in words] for words in COMMANDS
     ]
-    for ran in watched(tmp_path, commands, patience=1.5 if endless else 60.0):
+    for ran in watched(tmp_path, commands, patience=0.5 if endless else 60.0):
         print(ran.command, ran.code, ran.grown >> 20, round(ran.seconds, 1), repr(ran.err[-200:]))
         assert ran.code in DOCUMENTED, ran
         assert ran.code != 130 or endless, f"had to be interrupted: {ran}"

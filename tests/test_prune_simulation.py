@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -18,7 +19,7 @@ from snapfs.repo.check.engine import check
 from snapfs.repo.errors import RepositoryError, RepositoryLocked, SnapshotNotFound, StorageError
 from snapfs.repo.model import KiB
 from snapfs.repo.prune.engine import PruneOptions, prune
-from snapfs.repo.prune.plan import Unused
+from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.repository import Repository
 from snapfs.repo.system import System
 from support import repositories, same
@@ -30,7 +31,10 @@ from support.trees import noise
 
 pytestmark = pytest.mark.torture
 POOL = [noise(25_000, n) for n in range(16)]
-NONE = PruneOptions(unused=Unused(bytes=0))
+TIDY = Scatter(0.05, least=0)
+NONE = PruneOptions(unused=Unused(bytes=0), scatter=TIDY)
+ANY = PruneOptions(unused=Unused(), scatter=TIDY)
+"""Rewrites only what is small or scattered."""
 
 
 @pytest.fixture(autouse=True)
@@ -109,9 +113,13 @@ class World:
                 self.story.append(f"{actor.name} brought {chosen.hex()[:8]} back")
 
     def prune(self, actor: Actor, client: str) -> None:
+        def agreed(plan: Plan) -> bool:
+            self.planned += bool(plan.scattered)
+            return True
+
         with actor.open(client) as repository:
             try:
-                result = prune(repository, NONE, Watch())
+                result = prune(repository, self.chance.choice((NONE, ANY)), Watch(), agreed)
             except RepositoryLocked:
                 return
             except RepositoryError as error:
@@ -120,11 +128,19 @@ class World:
                 if not self.blind:
                     raise
                 return
-        self.story.append(f"{actor.name} removed {result.volumes_removed}, wrote {result.volumes_written}")
+        self.story.append(
+            f"{actor.name} removed {result.volumes_removed}, wrote {result.volumes_written}, "
+            f"{len(result.plan.scattered)} scattered"
+        )
         self.removed += result.volumes_removed
+        self.tidied += bool(result.plan.scattered and result.volumes_written)
 
     blind = False
     removed = 0
+    planned = 0
+    """Prunes that set out to put together what lies scattered."""
+    tidied = 0
+    """Those of them that came to an end."""
     read = 0
 
     def mount(self, actor: Actor, client: str) -> None:
@@ -204,7 +220,7 @@ def afterwards(world: World, time: int) -> None:
                 )
             prune(repository, NONE, Watch())
     with open_plainly(world.place, "a", system=system) as repository:
-        plan = prune(repository, PruneOptions(unused=Unused(bytes=0), dry_run=True), Watch()).plan
+        plan = prune(repository, replace(NONE, dry_run=True), Watch()).plan
         assert (plan.remove, plan.rewrite) == ([], []), "what is dead is still there"
     assert [n for n in os.listdir(world.place / "repository/locks") if n.endswith(".lease")] == []
     with open_plainly(world.place, "stranger") as repository:
@@ -217,13 +233,16 @@ def afterwards(world: World, time: int) -> None:
 
 
 def test_processes_of_one_machine(home: Path, rounds: Rounds) -> None:
-    removed = reads = 0
+    removed = reads = planned = tidied = 0
     for seed in rounds.seeds(100):
         world = one(home, seed, blind=False)
         removed += world.removed
         reads += world.read
+        planned += world.planned
+        tidied += world.tidied
     assert removed > 20, "nothing was removed while others were at work: the test shows nothing"
     assert reads > 20
+    assert planned > tidied > 0, "what is scattered was never put together, or always to the end"
 
 
 def test_machines_that_do_not_see_each_others_locks(home: Path, rounds: Rounds) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,16 @@ from snapfs.repo.format.records import EventBody
 from snapfs.repo.model import KiB
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
-from snapfs.repo.prune.plan import Plan, Unused
+from snapfs.repo.prune.plan import Plan, Scatter, Unused
+from snapfs.repo.query.stats import Mode, stats
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.storage.locks import Lease, Locks
 from snapfs.repo.system import System
-from snapfs.repo.usage import live_snapshots, usage
+from snapfs.repo.usage import VolumeUse, live_snapshots, usage
 from support import repositories, same
-from support.sources import Desk, Watch
+from support.sources import CHUNKS, Desk, Watch
 from support.trees import File, Symlink, make, noise
 
 NONE = Unused(bytes=0)
@@ -860,3 +862,180 @@ def test_a_copy_in_a_volume_that_is_rewritten_goes_only_after_the_other_was_read
     with desk.stranger("third") as repository:
         node = repository.trees.resolve(last.record.root, os.fsencode(part))
         assert same.differences(desk.trees[last.id], same.in_snapshot(repository, node)) == []
+
+
+# ---- what lies scattered ---------------------------------------------------------------------------------------------
+
+TIDY = Scatter(0.15, least=0)
+
+
+def scattered(desk: Kept, turns: int = 6, size: int = 14_000) -> StoredSnapshot:
+    """Sixty small files, of which some change before each snapshot; all snapshots stay.  Returns the newest."""
+    make(desk.source, {b"text/%02d" % n: File(noise(size, 2000 + n)) for n in range(60)})
+    made = desk.take()
+    for turn in range(1, turns):
+        changed = range(turn, 60, 11)
+        make(desk.source, {b"text/%02d" % n: File(noise(size, 2000 + 100 * turn + n)) for n in changed})
+        made = desk.take()
+    return made
+
+
+def opened(desk: Kept, snapshot: StoredSnapshot) -> int:
+    """Bytes of the frames that reading it opens."""
+    with desk.open() as repository:
+        return stats(repository, [snapshot], Mode.RAW_DATA).size
+
+
+def test_what_the_newest_snapshot_needs_is_put_together(desk: Kept, tmp_path: Path) -> None:
+    newest = scattered(desk, turns=8)
+    with repositories_of_one(tmp_path / "fresh", desk.source) as (fresh, only):
+        least = stats(fresh, [only], Mode.RAW_DATA).size
+    before = opened(desk, newest)
+    assert before > 1.2 * least, "or this shows nothing"
+    assert opened(desk, _snapshots(desk)[0]) < before
+    dry = desk.prune(ANY, scatter=TIDY, dry_run=True).plan
+    assert dry.scatter > 1.2
+    assert dry.scatter_left < 1.05
+    result = desk.prune(ANY, scatter=TIDY)
+    assert result.plan == dry
+    assert result.plan.scattered
+    assert opened(desk, newest) < 1.05 * least
+    again = desk.prune(ANY, scatter=TIDY)
+    assert (again.plan.remove, again.plan.rewrite, again.bytes_written) == ([], [], 0)
+    assert abs(again.plan.scatter - dry.scatter_left) < 0.05, "as it was said"
+    desk.sound()
+
+
+@contextlib.contextmanager
+def repositories_of_one(folder: Path, source: Path) -> Iterator[tuple[Repository, StoredSnapshot]]:
+    folder.mkdir()
+    repositories.create(folder, volume_size=512 * KiB, chunks=CHUNKS)
+    made = repositories.snapshot(folder, source)
+    with repositories.open_(folder) as repository:
+        yield repository, made
+
+
+def test_where_little_is_scattered_or_nobody_wants_it_nothing_is_rewritten(desk: Kept) -> None:
+    scattered(desk)
+    assert desk.prune(ANY, scatter=Scatter(None), dry_run=True).plan.scattered == []
+    assert desk.prune(ANY, scatter=Scatter(5.0, least=0), dry_run=True).plan.scattered == []
+    assert desk.prune(ANY, dry_run=True).plan.scattered == [], "a megabyte is not worth it"
+
+
+def test_no_more_is_rewritten_than_was_said_and_there_is_room_for(
+    desk: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scattered(desk, turns=9)
+    everything = desk.prune(ANY, scatter=TIDY, dry_run=True).plan
+    assert len(everything.scattered) > 1
+    most = max(use.volume.size for use in everything.scattered)
+    some = desk.prune(ANY, scatter=TIDY, most=most, dry_run=True).plan
+    assert 0 < some.read <= most
+    assert everything.scatter_left < some.scatter_left < some.scatter
+    monkeypatch.setattr(LocalStorage, "free", lambda self: 512 * KiB + most)
+    assert 0 < sum(u.volume.size for u in desk.prune(ANY, scatter=TIDY, dry_run=True).plan.scattered) <= most
+    monkeypatch.setattr(LocalStorage, "free", lambda self: 1000)
+    assert desk.prune(ANY, scatter=TIDY, dry_run=True).plan.scattered == []
+    monkeypatch.undo()
+    # A little each time comes to the same, and to an end.
+    for _ in range(20):
+        if not desk.prune(ANY, scatter=TIDY, most=most).bytes_written:
+            break
+    assert desk.prune(ANY, scatter=TIDY, dry_run=True).plan.rewrite == []
+    desk.sound()
+
+
+def test_newest_snapshots_that_share_are_put_together_once(desk: Kept) -> None:
+    """Two hosts, whose newest snapshots need some of the same: what is best for one is not for the other."""
+    scattered(desk)
+    make(desk.source, {b"text/%02d" % n: File(noise(9000, 5000 + n)) for n in range(0, 60, 2)})
+    desk.take(host=b"other")
+    make(desk.source, {b"text/%02d" % n: File(noise(9000, 6000 + n)) for n in range(0, 60, 3)})
+    desk.take(host=b"third")
+    assert desk.prune(ANY, scatter=TIDY).plan.scattered
+    again = desk.prune(ANY, scatter=TIDY)
+    assert (again.plan.remove, again.plan.rewrite) == ([], [])
+    desk.sound()
+
+
+@pytest.mark.parametrize("volumes", [1, 2, 99])
+def test_what_was_put_together_counts_if_the_rest_stays_undone(
+    desk: Kept, monkeypatch: pytest.MonkeyPatch, volumes: int
+) -> None:
+    """Killed after some volumes, or a writer came so that nothing was removed: everything live is there twice, wholly or in part.
+    The next prune prefers the new copies, and does not write them again; the index may be another one."""
+    newest = scattered(desk, turns=9)
+    publish, taken = LocalObject.publish, list[Lease]()
+    locks = Locks(str(desk.folder / "repository"))
+
+    class Dead(BaseException):
+        pass
+
+    def publish_some(self: LocalObject, name: str) -> None:
+        nonlocal volumes
+        if not volumes:
+            raise Dead
+        volumes -= 1
+        publish(self, name)
+        if not taken:
+            taken.append(Lease(locks))
+
+    monkeypatch.setattr(LocalObject, "publish", publish_some)
+    written, killed = 0, volumes < 99
+    try:
+        written = desk.prune(ANY, scatter=TIDY).bytes_written
+    except Dead:
+        pass
+    assert killed == (written == 0)
+    monkeypatch.setattr(LocalObject, "publish", publish)
+    desk.sound()
+    taken[0].release()
+    with desk.stranger("other") as repository:
+        result = prune(repository, PruneOptions(unused=NONE, scatter=TIDY), Watch())
+    assert result.bytes_removed > 0
+    if not killed:
+        assert result.bytes_written == 0, "it was done already"
+    again = desk.prune(NONE, scatter=TIDY)
+    assert (again.plan.remove, again.plan.rewrite) == ([], [])
+    assert again.plan.scatter < 1.15
+    assert opened(desk, newest) < 1.1 * sum(u.newest * u.volume.size / u.plain for u in _uses(desk))
+    desk.sound()
+
+
+def _uses(desk: Kept) -> list[VolumeUse]:
+    with desk.open() as repository:
+        return [*usage(repository, live_snapshots(repository.events.load()), Watch()).volumes.values()]
+
+
+def test_what_is_scattered_stays_so_on_a_full_disk_and_takes_no_more_room(
+    desk: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scattered(desk, turns=9)
+    doomed = desk.take()
+    make(desk.source, {b"only": File(noise(400_000, 1234))})
+    doomed = desk.take()
+    (desk.source / "only").unlink()
+    desk.take()
+    desk.forget(doomed)
+    before, write = desk.size(), LocalObject.write
+    room = before + 250 * KiB  # and what is dead goes first: enough for the first volume
+
+    def bounded(self: LocalObject, *parts: bytes) -> None:
+        if desk.size() + sum(p.stat().st_size for p in (desk.folder / "repository/tmp").iterdir()) > room:
+            raise StorageError("repository: cannot write: No space left on device", errno.ENOSPC)
+        write(self, *parts)
+
+    monkeypatch.setattr(LocalObject, "write", bounded)
+    watch = Watch()
+    with desk.open() as repository:
+        result = prune(repository, PruneOptions(unused=NONE, scatter=TIDY), watch)
+    assert result.plan.scattered
+    assert result.plan.scatter_left == result.plan.scatter
+    assert any("scattered" in notice for notice in watch.notices)
+    assert desk.size() == before - result.freed < before
+    assert result.volumes_written > 0, "or this shows nothing"
+    monkeypatch.setattr(LocalObject, "write", write)
+    desk.sound()
+    desk.prune(NONE, scatter=TIDY)
+    assert desk.prune(NONE, scatter=TIDY, dry_run=True).plan.rewrite == []
+    desk.sound()

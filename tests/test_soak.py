@@ -23,7 +23,7 @@ from snapfs.repo.check.engine import check
 from snapfs.repo.errors import SnapshotNotFound, WrongPassword
 from snapfs.repo.model import KiB
 from snapfs.repo.prune.engine import PruneOptions, prune
-from snapfs.repo.prune.plan import Unused
+from snapfs.repo.prune.plan import Scatter, Unused
 from snapfs.repo.repository import Repository
 from support import repositories, same
 from support.scene import folder
@@ -34,6 +34,7 @@ from support.trees import noise
 pytestmark = pytest.mark.torture
 POOL = [b"", b"small" * 10, *(noise(size, size) for size in (300, 5_000, 30_000, 70_000, 150_000))]
 CLIENTS = ("one", "two")
+SCATTER = (Scatter(None), Scatter(0, least=0), Scatter(0.3, least=0))
 LIMITS = (Unused(bytes=0), Unused(share=0.05), Unused(share=0.5), Unused())
 tried = 0
 """Sequences so far."""
@@ -142,12 +143,13 @@ class Soak(RuleBasedStateMachine):
         client=st.sampled_from(CLIENTS),
         limit=st.sampled_from(LIMITS),
         most=st.sampled_from((None, 400 * KiB)),
+        scatter=st.sampled_from(SCATTER),
     )
-    def prune(self, client: str, limit: Unused, most: int | None) -> None:
+    def prune(self, client: str, limit: Unused, most: int | None, scatter: Scatter) -> None:
         with self.open(client) as repository:
-            said = prune(repository, PruneOptions(limit, most, dry_run=True), Watch()).plan
+            said = prune(repository, PruneOptions(limit, most, scatter, dry_run=True), Watch()).plan
             before = self.size()
-            result = prune(repository, PruneOptions(limit, most), Watch())
+            result = prune(repository, PruneOptions(limit, most, scatter), Watch())
             assert result.plan == said
             assert result.freed == before - self.size()
             assert result.in_the_way == []
@@ -212,7 +214,7 @@ def test_soak(tmp_path: Path, rounds: Rounds) -> None:
     repositories.create(tmp_path, volume_size=320 * KiB, chunks=CHUNKS)
     Soak.template = tmp_path
     chosen = settings(
-        max_examples=20, stateful_step_count=20, deadline=None, derandomize=not rounds.long, database=None,
+        max_examples=20 if rounds.long else 12, stateful_step_count=20, deadline=None, derandomize=not rounds.long, database=None,
         suppress_health_check=list(HealthCheck), verbosity=Verbosity.normal,
     )  # fmt: skip
     for _ in rounds.seeds(1):

@@ -36,8 +36,8 @@ def choose(state: State, host: bytes, paths: Sequence[bytes]) -> list[StoredSnap
         return not s.backup_only and s.record.host == host and set(s.record.paths) == set(paths)
 
     complete = [s for s in state.snapshots if fits(s)][-1:]
-    since = complete[0].record.time if complete else None
-    checkpoints = [s for s in state.checkpoints if fits(s) and (since is None or s.record.time > since)]
+    since = state.made[complete[0].id] if complete else None
+    checkpoints = [s for s in state.checkpoints if fits(s) and (since is None or state.made[s.id] > since)]
     return checkpoints[-1:] + complete
 
 

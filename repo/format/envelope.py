@@ -85,6 +85,14 @@ def parse_header(data: bytes, where: str) -> Header:
     )
 
 
+def as_of_this_format(data: bytes) -> bytes:
+    """The bytes of an object, but in its header the version, features, suite and wrap of this format.  If it opens so, it is of
+    this format, for the header is sealed with each frame: what its header said was damage, and nothing newer."""
+    magic, _, length, _, _, _, *rest = _FIXED.unpack_from(data)
+    fixed = _FIXED.pack(magic, L.FORMAT_VERSION, length, 0, L.SUITE_AES_256_GCM, L.WRAP_REPOSITORY, *rest)
+    return fixed + data[_FIXED.size :]
+
+
 def derive(key: bytes, salt: bytes, kind: int, wrap: int = L.WRAP_REPOSITORY) -> tuple[bytes, bytes]:
     """(key, commitment), 32 bytes each, of the object of this kind and salt."""
     labels = L.BACKUP_ONLY_LABELS if wrap == L.WRAP_BACKUP_ONLY else L.OBJECT_LABELS

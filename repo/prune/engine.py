@@ -15,7 +15,7 @@ from snapfs.repo.index import IndexBroken
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.prune.copies import damaged_copies
-from snapfs.repo.prune.plan import Plan, Unused, plan
+from snapfs.repo.prune.plan import Plan, Scatter, Unused, plan
 from snapfs.repo.prune.removal import Removal, settled
 from snapfs.repo.prune.rewrite import Rewriter
 from snapfs.repo.repository import Repository
@@ -31,6 +31,8 @@ class PruneOptions:
     """So much may stay that nothing needs."""
     most: int | None = None
     """Bytes of volumes that are rewritten, at most."""
+    scatter: Scatter = field(default_factory=Scatter)
+    """How much more than they need the newest snapshots may open."""
     patience: float = 0
     """Seconds to wait for backups that run."""
     volume_size: int | None = None
@@ -93,6 +95,8 @@ class _Prune:
         self._options = options
         self._progress = progress
         self._result = PruneResult()
+        self._written: set[bytes] = set()
+        """Names of new volumes."""
 
     def run(self, agreed: Callable[[Plan], bool]) -> PruneResult:
         repository, options, result = self._repository, self._options, self._result
@@ -101,9 +105,7 @@ class _Prune:
         self._live = live_snapshots(state)
         result.snapshots = len(state.snapshots)
         self._usage = self._measure(self._live)
-        volume_size = options.volume_size or repository.config.volume_size
-        result.plan = plan(self._usage.volumes.values(), options.unused, options.most, volume_size)
-        result.unused = result.plan.unused
+        self._plan()
         if self._lease is None or not agreed(result.plan):
             return result
         # Those that are rewritten go in the end, too, with the copies in them that count as dead.
@@ -116,8 +118,7 @@ class _Prune:
             )
             repository.note_damaged(damaged)
             self._usage = self._measure(self._live)
-            result.plan = plan(self._usage.volumes.values(), options.unused, options.most, volume_size)
-            result.unused = result.plan.unused
+            self._plan()
         result.done = True
         self._removal = Removal(
             repository, self._lease, self._usage, self._live, options.patience, self._progress
@@ -127,6 +128,14 @@ class _Prune:
         finally:
             self._removal.finish()
         return result
+
+    def _plan(self) -> None:
+        options, repository, result = self._options, self._repository, self._result
+        result.plan = plan(
+            self._usage.volumes.values(), options.unused, options.most,
+            options.volume_size or repository.config.volume_size, options.scatter, repository.storage.free(),
+        )  # fmt: skip
+        result.unused = result.plan.unused
 
     def _take_away(self) -> None:
         options, result = self._options, self._result
@@ -171,9 +180,23 @@ class _Prune:
         except StorageError as error:
             if error.errno not in _FULL:
                 raise
-            self._one_by_one(chosen)
+            if scattered := self._result.plan.scattered:
+                self._take_back()
+                chosen = [use for use in chosen if use not in scattered]
+            if chosen and not self._result.in_the_way:
+                self._one_by_one(chosen)
         else:
             self._remove(complete)
+
+    def _take_back(self) -> None:
+        """What was written goes again: all of it is in the volumes that were to be rewritten, which stay.  One after the other
+        they would be no less scattered than before."""
+        self._progress.notice(
+            "there is not room enough to put together what lies scattered: that stays as it is"
+        )
+        self._result.plan.scatter_left = self._result.plan.scatter
+        written = [v for v in self._repository.index.volumes() if v.name in self._written]
+        self._remove([VolumeUse(volume) for volume in written])
 
     def _one_by_one(self, chosen: list[VolumeUse]) -> None:
         """With as little room as the emptiest volume needs."""
@@ -203,6 +226,7 @@ class _Prune:
         return rewriter.complete()
 
     def _note(self, writer: BlobWriter) -> None:
+        self._written |= writer.published
         self._result.bytes_written += writer.stored.volumes
         self._result.volumes_written += len(writer.published)
         numbers = {v.number for v in self._repository.index.volumes() if v.name in writer.published}

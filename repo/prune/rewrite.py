@@ -1,8 +1,8 @@
 """What is live in volumes that are to go is written into new ones.
 
-In the order in which the newest snapshot is walked, then what only older ones need: so who reads the newest finds one after the
-other what it reads one after the other, as in a repository that was just made.  Where the disk has no room for that, one volume
-after the other, the emptiest first, each removed before the next is begun.
+In the order in which the newest snapshot of each host and paths is walked, then, in frames of their own, what only older ones
+need: so who reads a newest one finds one after the other what it reads one after the other, as in a repository that was just
+made.  Where the disk has no room for that, one volume after the other, the emptiest first, each removed before the next is begun.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from snapfs.repo.model import BlobId, Kind, Location
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
-from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse
+from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, by_importance
 
 
 class Rewriter(NeededBlobs):
@@ -46,8 +46,12 @@ class Rewriter(NeededBlobs):
         ]
 
     def in_order_of(self, snapshots: list[StoredSnapshot]) -> None:
-        """The newest snapshot first.  Raises StorageError, VolumeMissing."""
-        for snapshot in reversed(snapshots):
+        """The newest ones first.  Raises StorageError, VolumeMissing."""
+        newest, others = by_importance(snapshots)
+        for snapshot in newest:
+            self.add(snapshot)
+            self._writer.end_frames()
+        for snapshot in others:
             self.add(snapshot)
 
     def need(self, kind: Kind, blob: bytes, owner: int) -> bool:

@@ -92,6 +92,9 @@ class Storage(Protocol):
     def set_aside(self, name: str) -> str:
         """Move an object to TRASH, where no reader looks, durably; returns its name there."""
 
+    def free(self) -> int | None:
+        """Bytes that can still be written, about; None: not known.  Never raises."""
+
     def sweep(self) -> None:
         """Remove what dead writers left unpublished.  Never raises."""
 

@@ -232,6 +232,13 @@ class LocalStorage:
             self.unsynced.add(self.path(folder).rstrip("/"))
         self.sync_names()
 
+    def free(self) -> int | None:
+        try:
+            found = os.statvfs(self.path(""))
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
+
     def sweep(self) -> None:
         self.locks.sweep()
         with contextlib.suppress(OSError):

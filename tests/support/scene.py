@@ -95,6 +95,8 @@ class Scene:
         make(self.source, _LATER)
         (self.source / "small/a").unlink()
         self.now = same.on_disk(self.source)
+        self.aged: dict[bytes, same.Tree] = {}
+        """What prune finds besides."""
         self.save()
         self._age()
         self.reset("")
@@ -114,22 +116,30 @@ class Scene:
             shutil.copytree(self.home / part, self._saved / name / part, dirs_exist_ok=True)
 
     def _age(self) -> None:
-        """What there is to prune: a volume that nothing needs, and some that are needed in part."""
+        """What there is to prune: a volume that nothing needs, some that are needed in part, and one, all needed, in which the
+        newest snapshot lies scattered."""
         time = os.stat(self.source).st_mtime_ns
-        made = []
-        for name, seed in (("gone", 6), ("", 0), ("gone too", 7)):
-            if name:
-                (self.source / name).write_bytes(noise(150_000, seed))
-            else:
+        gone = []
+        for names in (("mixed",), ("gone", "half"), ("half",), (), ("gone too",)):
+            for name in names:
+                (self.source / name).write_bytes(noise(150_000, sum(name.encode())))
+            if not names:
                 os.utime(self.source, ns=(time, time))
+            tree = same.on_disk(self.source)
             done = self.commands.run("backup", "--json", self.source)
             assert done.code == 0, done
-            made.append(json.loads(done.out.splitlines()[-1])["snapshot_id"])
-            if name:
+            made = json.loads(done.out.splitlines()[-1])["snapshot_id"]
+            if names and names[0].startswith("gone"):
+                gone.append(made)
+            else:
+                self.aged[bytes.fromhex(made)] = tree
+            if not names:
+                self.later = bytes.fromhex(made)
+            for name in names:
                 (self.source / name).unlink()
         os.utime(self.source, ns=(time, time))
-        self._run("forget", "--yes", made[0], made[2])
-        self.later = bytes.fromhex(made[1])
+        assert self.aged[self.later] == self.now
+        self._run("forget", "--yes", *gone)
         self.save("aged")
 
     # ---- before --------------------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ class Scene:
             "key rotate": ["--yes"],
             "restore": [f"{self.kept.hex()}:{self.source}", "-t", self.home / "target"],
             "check": ["--read-data"],
-            "prune": ["--yes", "--max-unused", "0"],
+            "prune": ["--yes", "--max-unused", "0", "--max-scatter", "0%"],
         }
         name = COMMANDS.get(verb, verb)
         return [*name.split(), *(more.get(verb) or more.get(name, []))]
@@ -198,7 +208,7 @@ class Scene:
         """Every committed snapshot is there and reads back, and so does whatever else is shown."""
         must = dict(self.committed) if verb != "first backup" else {}
         if verb == "prune":
-            must[self.later] = self.now
+            must |= self.aged
         forgets = verb in ("forget", "policy")
         if forgets and code == 0:
             del must[self.oldest]
@@ -224,9 +234,8 @@ class Scene:
             assert not new or verb.endswith("backup"), "something is shown that was never made"
             assert new or code or not verb.endswith("backup"), "a snapshot that was said to be saved is gone"
             for key, snapshot in shown.items():
-                source = (
-                    self.committed[self.oldest] if key == self.gone else self.committed.get(key, self.now)
-                )
+                known = {self.gone: self.committed[self.oldest], **self.aged, **self.committed}
+                source = known.get(key, self.now)
                 found = same.differences(source, self.read(repository, snapshot))
                 assert found == [], found
             if forgets and code == 0:
@@ -287,7 +296,9 @@ class Scene:
         if verb == "restore":
             self._restored(top=False)
         if verb == "prune":
-            left = json.loads(self._again("prune", "-n", "--json", "--max-unused", "0").out.splitlines()[-1])
+            left = json.loads(
+                self._again("prune", "-n", "--json", *self.args("prune")[2:]).out.splitlines()[-1]
+            )
             assert (left["volumes_to_remove"], left["volumes_to_rewrite"]) == (0, 0), (
                 "what was begun is not finished"
             )
