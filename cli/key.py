@@ -44,7 +44,7 @@ def key() -> None:
     """
 
 
-def _new_password(settings: Settings, file: str | None, empty: bool) -> bytes:
+def _new_password(settings: Settings, file: str | None, empty: bool) -> passwords.Password:
     password = passwords.given("SNAPFS_NEW_", file, None, empty, reporter(settings).notice)
     return (
         passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD")

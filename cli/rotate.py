@@ -110,7 +110,7 @@ def _named(name: str, note: KeyNote | None) -> str:
     return f"{name[:8]} ({kind}{label}, {line(note.user)} on {line(note.host)}, {moment(note.time)})"
 
 
-def _asked(repository: Repository, name: str, note: KeyNote | None) -> dict[str, bytes]:
+def _asked(repository: Repository, name: str, note: KeyNote | None) -> dict[str, bytes | bytearray]:
     """The password of another slot, if whoever sits here knows it."""
     for _ in range(_TRIES):
         word = passwords.ask(f"to keep {_named(name, note)}, type it; else it ends [Enter]: ")

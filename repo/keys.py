@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from snapfs.repo.errors import BackupOnly, Damaged, OldKeys, UnsupportedFormat
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient
-from snapfs.repo.format.crypto import hkdf, keyed_hash, verifying_key
+from snapfs.repo.format.crypto import hkdf, keyed_hash, verifying_key, wipe
 from snapfs.repo.format.envelope import Opener, Sealer, parse_header
 from snapfs.repo.format.records import Bundle, KeyEntry
 from snapfs.repo.model import BlobId, Kind
@@ -94,6 +94,12 @@ class Keys:
     def snapshot_id(self, record: bytes) -> bytes:
         return keyed_hash(self._snapshot, record)
 
+    def wipe(self) -> None:
+        """Nothing can be sealed or opened with these any more, nor with the bundle they came from."""
+        named = (key for (name, _), key in self._keys.items() if name not in _NO_KEYS)
+        for key in (*named, *self.blob_keys.values(), self._snapshot, self.page, self.index_tag):
+            wipe(key)
+
     # ---- a machine that can only back up -------------------------------------------------------------------------
 
     @property
@@ -131,7 +137,10 @@ class Keys:
             raise BackupOnly
         public = self._keys[L.PUBLIC_KEYS[kind], self.epoch]
         ephemeral = recipient.ephemeral_key(self.signing, system.salt(client))
-        return recipient.sealer_to(public, ephemeral, kind, repository, salt, self.epoch)
+        try:
+            return recipient.sealer_to(public, ephemeral, kind, repository, salt, self.epoch)
+        finally:
+            wipe(ephemeral)
 
     def written(self, sealer: Sealer, data: bytes, where: str, kind: int, repository: bytes) -> Opener:
         """Of what was just sealed, and read back.  Who can, opens it as a stranger would."""
@@ -167,7 +176,15 @@ class Keys:
             )
         if header.kind != kind:
             raise Damaged("belongs to another repository or is of another kind", where)
-        key = self.sealing(kind, header.epoch)
-        if header.wrap == L.WRAP_BACKUP_ONLY:
-            key = recipient.sealing_key(recipient.private_key(key, kind), header, where)
-        return Opener(key, data, where, kind, repository)
+        named = self.sealing(kind, header.epoch)
+        if header.wrap != L.WRAP_BACKUP_ONLY:
+            return Opener(named, data, where, kind, repository)
+        private = recipient.private_key(named, kind)
+        try:
+            key = recipient.sealing_key(private, header, where)
+        finally:
+            wipe(private)
+        try:
+            return Opener(key, data, where, kind, repository)
+        finally:
+            wipe(key)

@@ -18,7 +18,7 @@ from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError
 from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.crypto import AESGCM, InvalidTag, hkdf, keyed_hash
+from snapfs.repo.format.crypto import AESGCM, InvalidTag, hkdf, keyed_hash, wipe
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Node
 
@@ -76,6 +76,7 @@ class OwnPages(BlobReader):
             with contextlib.suppress(sqlite3.Error):
                 self._base.close()
             self._base = None
+        wipe(self._secret)
 
     # ---- reading -------------------------------------------------------------------------------------------------
 

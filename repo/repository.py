@@ -81,7 +81,7 @@ class Repository:
     # ---- create and open -----------------------------------------------------------------------------------------
 
     @staticmethod
-    def create(place: str, password: bytes, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
+    def create(place: str, password: bytes | bytearray, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
                chunks: tuple[int, int, int] = (256 * KiB, MiB, 4 * MiB), label: str = "", host: str = "", user: str = "",
                remember_in: str | None = None, system: System = System()) -> bytes:  # fmt: skip
         """Make an empty repository in a folder that is absent, empty, or left half-made; returns its id (16 bytes).
@@ -118,7 +118,7 @@ class Repository:
         return repository
 
     @staticmethod
-    def open(place: str, password: bytes, *, cache_dir: str | None = None, state_dir: str | None = None,
+    def open(place: str, password: bytes | bytearray, *, cache_dir: str | None = None, state_dir: str | None = None,
              no_cache: bool = False, cache_bytes: int = CACHE_BYTES, progress: Progress = SILENT,
              system: System = System(), newest: bool = False, backing_up: bool = False) -> Repository:  # fmt: skip
         """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError, and
@@ -146,7 +146,7 @@ class Repository:
             raise
 
     @staticmethod
-    def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
+    def _open(storage: LocalStorage, password: bytes | bytearray, cache_dir: str | None, state_dir: str | None, no_cache: bool,
               cache_bytes: int, progress: Progress, system: System, newest: bool, backing_up: bool) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = _state_name(repository, storage)
@@ -207,6 +207,8 @@ class Repository:
         if (pages := self.__dict__.get("own_pages")) is not None:
             pages.close()
         self.storage.close()
+        self.volumes.close()
+        self.keys.wipe()
 
     # ---- what it is made of, opened when first used --------------------------------------------------------------
 
@@ -381,14 +383,20 @@ class Repository:
         return self.slots.notes()
 
     def add_key(
-        self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
+        self,
+        password: bytes | bytearray,
+        *,
+        cost: Cost = Cost(),
+        label: str = "",
+        host: str = "",
+        user: str = "",
     ) -> str:
         """Make another key slot for another password; returns its name."""
         return self.slots.add(password, cost, label, host, user)
 
     def add_backup_only_key(
         self,
-        password: bytes,
+        password: bytes | bytearray,
         backs_up: str,
         *,
         cost: Cost = Cost(),
@@ -425,7 +433,13 @@ class Repository:
         self.slots.remove(name)
 
     def change_password(
-        self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
+        self,
+        password: bytes | bytearray,
+        *,
+        cost: Cost = Cost(),
+        label: str = "",
+        host: str = "",
+        user: str = "",
     ) -> str:
         """Replace the slot in use: the new one is durable before the old one goes."""
         return self.slots.replace(password, cost, label, host, user)

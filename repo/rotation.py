@@ -45,10 +45,10 @@ class Rotated:
 
 def rotate(
     repository: Repository,
-    password: bytes,
-    kept: Mapping[str, bytes],
+    password: bytes | bytearray,
+    kept: Mapping[str, bytes | bytearray],
     *,
-    new_password: bytes | None = None,
+    new_password: bytes | bytearray | None = None,
     cost: Cost | None = None,
     host: str = "",
     user: str = "",
@@ -109,7 +109,11 @@ class _Rotation:
             return False
 
     def complete(
-        self, password: bytes, new_password: bytes | None, cost: Cost | None, kept: Mapping[str, bytes]
+        self,
+        password: bytes | bytearray,
+        new_password: bytes | bytearray | None,
+        cost: Cost | None,
+        kept: Mapping[str, bytes | bytearray],
     ) -> Rotated:
         """The slots, and then everything that is of the old epoch goes."""
         repository, old = self._repository, self._repository.slots

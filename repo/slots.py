@@ -53,7 +53,9 @@ class KeySlots:
             name.hex() != self.current for path, _ in self._storage.list("keys") if (name := hash_in(path))
         )
 
-    def add(self, password: bytes, cost: Cost, label: str, host: str, user: str, *kind: bytes) -> str:
+    def add(
+        self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str, *kind: bytes
+    ) -> str:
         """Make a slot for another password, and say in an event who did; returns its name.  `kind`: records.KEY_RECOVERY."""
         self._events.refuse_old_keys()
         name = self.put(password, cost)
@@ -61,7 +63,7 @@ class KeySlots:
         return name
 
     def add_backup_only(
-        self, bundle: Bundle, password: bytes, cost: Cost, label: str, host: str, user: str
+        self, bundle: Bundle, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str
     ) -> str:
         """Make a slot for a machine that can only back up, with a bundle of its own (Keys.backup_only); returns its name.
 
@@ -76,14 +78,14 @@ class KeySlots:
         self._put(name, data, bundle, password)
         return name
 
-    def put(self, password: bytes, cost: Cost) -> str:
+    def put(self, password: bytes | bytearray, cost: Cost) -> str:
         """Make a slot that nobody knows of yet; returns its name."""
         data = self._seal(self.bundle, password, cost)
         name = hashlib.sha256(data).hexdigest()
         self._put(name, data, self.bundle, password)
         return name
 
-    def _seal(self, bundle: Bundle, password: bytes, cost: Cost) -> bytes:
+    def _seal(self, bundle: Bundle, password: bytes | bytearray, cost: Cost) -> bytes:
         data = seal_slot(bundle, password, cost, self._repository, self._system.salt())
         if len(data) > _LARGEST:
             raise UsageError(
@@ -91,7 +93,7 @@ class KeySlots:
             )
         return data
 
-    def _put(self, name: str, data: bytes, bundle: Bundle, password: bytes) -> None:
+    def _put(self, name: str, data: bytes, bundle: Bundle, password: bytes | bytearray) -> None:
         self._storage.put(f"keys/{name}", data, lambda back: _verify(name, bundle, password, back))
 
     def announce(
@@ -108,12 +110,12 @@ class KeySlots:
         key = recovery.make(self._system.salt()[: recovery.RANDOM_BYTES])
         return self.add(key.encode(), cost, "", host, user, records.KEY_RECOVERY), key
 
-    def opened_by(self, passwords: Sequence[bytes]) -> dict[str, bytes]:
+    def opened_by(self, passwords: Sequence[bytes | bytearray]) -> dict[str, bytes | bytearray]:
         """Of the other slots, those that one of these opens: name -> password.  Raises WrongPassword if one opens none.
 
         It takes a derivation for each password and slot.
         """
-        found: dict[str, bytes] = {}
+        found: dict[str, bytes | bytearray] = {}
         for name in (name for name, _ in self.notes() if name != self.current):
             with contextlib.suppress(Damaged, StorageError, UnsupportedFormat):
                 data = _usable_slot(self._storage, name, self._repository)
@@ -156,7 +158,7 @@ class KeySlots:
             self._events.remove_key(slot)  # whoever has a copy of it adds nothing more
         self._storage.remove(f"keys/{name}")
 
-    def replace(self, password: bytes, cost: Cost, label: str, host: str, user: str) -> str:
+    def replace(self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str) -> str:
         """Put a new slot in place of the one in use: it is durable before the old one goes."""
         note = self._events.load().key_notes.get(bytes.fromhex(self.current))
         if note is not None and note.is_recovery:
@@ -169,7 +171,7 @@ class KeySlots:
         return self.current
 
 
-def _verify(name: str, bundle: Bundle, password: bytes, back: bytes) -> None:
+def _verify(name: str, bundle: Bundle, password: bytes | bytearray, back: bytes) -> None:
     """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
     where = "a key slot just written"
     try:
@@ -210,7 +212,7 @@ _WRONG = "wrong password: no key slot of this repository opens with it"
 
 
 def open_with(
-    password: bytes, storage: Storage, repository: bytes, first: str, *, newest: bool = False
+    password: bytes | bytearray, storage: Storage, repository: bytes, first: str, *, newest: bool = False
 ) -> tuple[str, Bundle]:
     """(name, keys) of the slot that this password opens; `first` is tried first.  `newest`: all are tried, and that with the
     newest keys counts.

@@ -44,6 +44,11 @@ class Volumes:
         """Names of volumes that a reader with old keys cannot open, and that are what their names say."""
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Forget the keys of all volumes."""
+        with self._lock:
+            self._openers.clear()
+
     def listing(self) -> dict[bytes, tuple[VolumeKind, int]]:
         """{name: (kind, size)} of every volume there is.  Names that are none of ours are passed over."""
         found = {}

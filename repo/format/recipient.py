@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from snapfs.repo.errors import Damaged
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.crypto import hkdf, sign, verifies, x25519, x25519_public
+from snapfs.repo.format.crypto import hkdf, sign, verifies, wipe, x25519, x25519_public
 from snapfs.repo.format.envelope import Header, Sealer
 from snapfs.repo.format.records import Signed
 
@@ -48,9 +48,12 @@ def sealing_key(private: bytes, header: Header, where: str) -> bytes:
 def _key(private: bytes, other: bytes, ephemeral: bytes, recipient: bytes, where: str = "") -> bytes:
     """Both public keys are part of it, as in HPKE (RFC 9180): one secret belongs to one pair."""
     try:
-        return x25519(private, other) + ephemeral + recipient
+        shared = x25519(private, other)
     except ValueError as error:
         raise Damaged("its ephemeral key is none", where) from error
+    key = shared + ephemeral + recipient
+    wipe(shared)
+    return key
 
 
 def signed_message(header: bytes, record: bytes) -> bytes:
