@@ -51,7 +51,7 @@ def rotate(
     """Seal everything from now on with new keys: after a password or a computer was stolen.
 
     Who had a password, or a copy of a key slot, can then read what was stored before, and nothing that comes.  Other passwords
-    and recovery keys end, unless they are given here.
+    and recovery keys end, unless they are given here.  The past stays as it is: `snapfs prune --rewrite-old-keys`.
 
     While a backup runs, nothing is done: the exit code is then 11.
 

@@ -39,6 +39,8 @@ class VolumeUse:
     live: int = 0
     copies: int = 0
     """Blobs of it that are live, and count as dead since another volume has them, too."""
+    must_go: bool = False
+    """It is to be rewritten, whatever is in it."""
     newest: int = 0
     """Of `live`, what the newest snapshots need."""
     opened: int = 0

@@ -548,3 +548,31 @@ def test_the_same_keys_open_it_without_a_config(tmp_path: Path, taken: bytes) ->
     ).close()
     change_keys(tmp_path)
     assert sound(tmp_path) == []
+
+
+# ---- the past, too -------------------------------------------------------------------------------------------------------
+
+
+def test_the_past_can_be_sealed_anew(tmp_path: Path, taken: bytes) -> None:
+    stolen = bundle_of(tmp_path)
+    (tmp_path / "source/more").write_bytes(noise(200_000, 5))
+    ids = [taken, back_up(tmp_path)]
+    change_keys(tmp_path)
+    ids.append(back_up(tmp_path))
+    options = PruneOptions(Unused(), old_keys=True)
+    with repos.open_(tmp_path) as repository:
+        assert not prune(repository, PruneOptions(Unused())).plan.rewrite, "only if it is asked for"
+        assert len(prune(repository, dataclasses.replace(options, most=1)).plan.rewrite) == 0, (
+            "as much as may be"
+        )
+        done = prune(repository, options)
+        assert len(done.plan.rewrite) == done.volumes_removed > 2
+        assert not prune(repository, options).plan.rewrite
+    assert set(epochs(tmp_path, "data", "trees")) == {2}
+    assert shown(tmp_path) == ids
+    assert sound(tmp_path) == []
+    thief = Thief(tmp_path, stolen)
+    for path in (tmp_path / "repository").glob("[dt]*/??/*"):
+        for kind in (1, 2):
+            with pytest.raises((OldKeys, Damaged)):
+                thief.keys.opener(kind, path.read_bytes(), "it")
