@@ -19,7 +19,7 @@ from typing import NamedTuple
 from snapfs.repo.client import Client
 from snapfs.repo.counting import NewerEvent, Rotation, as_rotation, came_before, counted
 from snapfs.repo.doubts import Times, made, witness
-from snapfs.repo.errors import Damaged, OldKeys, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
@@ -34,6 +34,8 @@ from snapfs.repo.system import System
 
 _LISTED = 100_000
 """Names in one event of a change of keys, at most: it may have 4 MiB."""
+_LAST = 2**63 - 1
+"""The highest sequence number that is given."""
 _AGAIN_SECONDS = 60
 """A failing disk may take ten for each try."""
 
@@ -67,6 +69,13 @@ class KeyNote(NamedTuple):
     """Of the newest keys in it."""
     backs_up: str | None = None
     """The host that it may back up, where it can do nothing else."""
+
+    @property
+    def kind(self) -> str:
+        """For users."""
+        if self.backs_up is not None:
+            return "backup-only"
+        return "recovery key" if self.is_recovery else "password"
 
 
 @dataclass
@@ -298,13 +307,26 @@ class Events:
             data = self._read(path)
             if hashlib.sha256(data).digest() != name:
                 raise Damaged("its bytes are not those it was named for")
-            opener = self._keys.opener(L.EVENT, data, path, self._repository)
+            try:
+                opener = self._keys.opener(L.EVENT, data, path, self._repository)
+            except OldKeys:
+                return NewerEvent(parse_header(data, path).epoch)
+            except (
+                UnsupportedFormat
+            ) as error:  # of a header that nobody vouches for: it must not stop every command
+                return f"event {name.hex()[:8]} cannot be read: {error}"
             self._epochs[name] = opener.epoch
             if opener.wrap == L.WRAP_BACKUP_ONLY:
                 return open_claim(opener, data, path)
-            return records.decode(Event, open_record(opener, data), path)
-        except OldKeys:
-            return NewerEvent(parse_header(data, path).epoch)
+            record = open_record(opener, data)
+            try:
+                return records.decode(Event, record, path)
+            except UnsupportedFormat as error:
+                if opener.epoch == self._keys.epoch:
+                    raise
+                return (
+                    f"event {name.hex()[:8]} cannot be read: {error}"  # nor does who has old keys stop them
+                )
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
 
@@ -343,10 +365,11 @@ class Events:
             sorted((Head(e.client, e.sequence, name) for name, e in events.items() if name not in named),
                    key=lambda h: (h.client, h.sequence, h.name))
         )  # fmt: skip
-        # Its last event may be damaged: no number is given twice.
-        numbers = [(e.client, e.sequence) for e in opened.values()]
+        # Its last event may be damaged: no number is given twice.  What does not count may say any number, of anybody.
+        numbers = [(e.client, e.sequence) for e in events.values()]
         numbers += [(head.client, head.sequence) for head in self._seen()]
-        state.sequence = max((number for client, number in numbers if client == self._client.id), default=0)
+        highest = max((number for client, number in numbers if client == self._client.id), default=0)
+        state.sequence = min(highest, _LAST - 1)
         found: dict[bytes, StoredSnapshot] = {}
         forgotten: set[bytes] = set()
         tags: dict[bytes, tuple[bytes, ...]] = {}

@@ -106,7 +106,7 @@ def admit(
         fitting = [
             grant for grant in grants.get(claim.client, ()) if _holds(name, claim, grant.key, verified)
         ]
-        why, is_newer = _judge(name, claim, fitting, seen, everything)
+        why, is_newer = _judge(name, claim, fitting, seen, events, claims)
         newer += is_newer
         if why is None:
             assert claim.event is not None
@@ -142,6 +142,7 @@ def _judge(
     fitting: list[Grant],
     seen: Mapping[bytes, set[bytes]],
     events: Mapping[bytes, Event],
+    claims: Mapping[bytes, Claim],
 ) -> tuple[str | None, bool]:
     """(why it does not count, whether that is because this version does not know what it says)."""
     if not fitting:
@@ -153,7 +154,7 @@ def _judge(
         return "", True
     body, client = claim.event.body, claim.client
     if any(
-        h.client != client or (h.name in events and events[h.name].client != client)
+        h.client != client or h.name in events or (h.name in claims and claims[h.name].client != client)
         for h in claim.event.heads
     ):
         return "it names events that are not of its own chain", False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import random
 import shutil
@@ -430,6 +431,40 @@ def test_what_a_newer_version_says_stops_a_prune_and_no_reader(tmp_path: Path, s
         repository.remove_key(machine.slot)
     thief.publish(later)
     assert state(tmp_path).unknown == 0
+
+
+def test_numbers_that_it_says_of_others_are_not_heard(tmp_path: Path, source: Path) -> None:
+    """The last number there is, in the name of another client: he could add nothing any more."""
+    thief, whole = Machine(tmp_path).thief(), repos.snapshot(tmp_path, source)
+    event = thief.event(EventBody(records.EVENT_SNAPSHOT, brought(thief)), client=whole.client)
+    thief.publish(msgspec.structs.replace(event, sequence=2**64 - 1))
+    again = repos.snapshot(tmp_path, source)
+    assert ids(tmp_path) == [whole.id, again.id]
+
+
+def test_files_of_a_format_that_is_not_known_stop_a_prune_and_nobody_else(
+    tmp_path: Path, source: Path
+) -> None:
+    """Nobody vouches for a header: it needs no key, only a place to write."""
+    first = repos.snapshot(tmp_path, source)
+    for folder in ("events", "data", "trees"):
+        objects = tmp_path / "repository" / folder
+        good = next(path for path in sorted(objects.rglob("*")) if path.is_file()).read_bytes()
+        for at in (8, 12, 16, 17):  # version, features, suite, wrap kind
+            data = good[:at] + bytes([good[at] + 3]) + good[at + 1 :]
+            name = hashlib.sha256(data).hexdigest()
+            path = objects / name if folder == "events" else objects / name[:2] / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+    second = repos.snapshot(tmp_path, source)
+    with repos.open_(tmp_path) as repository:
+        assert [s.id for s in repository.snapshots()] == [first.id, second.id]
+        result = check(repository, read_data=True)
+        assert [problem.kind for problem in result.problems] == 4 * ["event"] + 8 * ["volume"]
+        assert all("install a newer snapfs" in problem.message for problem in result.problems)
+        with pytest.raises(StorageError, match="cannot be read"):
+            prune(repository, ALL)
+    Machine(tmp_path).snapshot(source)
 
 
 def test_an_event_is_signed_in_its_own_object(tmp_path: Path, source: Path) -> None:
