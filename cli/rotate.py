@@ -68,8 +68,11 @@ def rotate(
         asks = not yes and sys.stdin is not None and sys.stdin.isatty()
         notes = {name: note for name, note in repository.key_slots() if name != repository.slot}
         if asks:
-            for name in notes.keys() - kept.keys():
-                kept |= _asked(repository, name, notes[name])
+            for name, note in notes.items():
+                if name not in kept and (
+                    note is None or note.backs_up is None
+                ):  # such a key ends in any case
+                    kept |= _asked(repository, name, note)
         new_password = passwords.given("SNAPFS_NEW_", new_password_file, None, False, progress.notice)
         if new_password is None and change_password:
             new_password = passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD")
@@ -105,7 +108,7 @@ def rotate(
 def _named(name: str, note: KeyNote | None) -> str:
     if note is None:
         return name[:8]
-    kind = "recovery key" if note.is_recovery else "password"
+    kind = note.kind if note.backs_up is None else f"{note.kind} key for {line(note.backs_up)}"
     label = f", {line(note.label)}" if note.label else ""
     return f"{name[:8]} ({kind}{label}, {line(note.user)} on {line(note.host)}, {moment(note.time)})"
 
