@@ -16,6 +16,7 @@ from snapfs.cli.render import complain, document, line, moment, out
 from snapfs.repo.errors import UsageError, WrongPassword
 from snapfs.repo.events import KeyNote
 from snapfs.repo.repository import Repository
+from snapfs.repo.rotation import refuse_doubts
 from snapfs.repo.rotation import rotate as change_keys
 
 _TRIES = 3
@@ -63,6 +64,7 @@ def rotate(
     progress = reporter(settings)
     repository, password = open_newest(settings, progress)
     with repository:
+        refuse_doubts(repository)  # before anything is asked
         given = [passwords.from_file(file, progress.notice) for file in keep]
         kept = repository.slots.opened_by(given) if given else {}
         asks = not yes and sys.stdin is not None and sys.stdin.isatty()

@@ -26,7 +26,7 @@ from snapfs.repo.format import records
 from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import open_record, seal_record
-from snapfs.repo.grants import Claim, admit, granted, open_claim
+from snapfs.repo.grants import Claim, admit, granted, made_of, open_claim
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import Snapshot
 from snapfs.repo.storage.base import Storage, hash_in
@@ -49,7 +49,8 @@ class StoredSnapshot(NamedTuple):
     """As of now: tag events may have changed what the record says."""
     client: bytes
     backup_only: bool = False
-    """A machine made it that can only back up: nobody else's earlier snapshot, and not to be trusted blindly."""
+    """A machine made it that can only back up, or it was made of such a one: nobody else's earlier snapshot, and not to be
+    trusted blindly."""
 
     @property
     def short(self) -> str:
@@ -406,6 +407,9 @@ class Events:
             elif (rotation := as_rotation(event, self._epochs[name])) is not None:
                 state.rotations.append(rotation)
             state.unknown += body.type not in records.EVENT_TYPES
+        if machines := {key for key, s in found.items() if s.backup_only}:
+            parents = {key: s.record.parent for key, s in found.items()}
+            found |= {key: found[key]._replace(backup_only=True) for key in made_of(machines, parents)}
         stated = {key: s.record.time for key, s in found.items()}
         now = self._system.now()
         state.times = witness(self._client, events, order, brought, stated, self._published, now)

@@ -130,6 +130,23 @@ def granted(body: records.EventBody) -> tuple[bytes, Grant] | None:
     return body.ids[1], Grant(body.ids[0], body.ids[2], body.tags[4])
 
 
+def made_of(origins: Iterable[bytes], parents: Mapping[bytes, bytes | None]) -> set[bytes]:
+    """Ids of the snapshots that were made of one of these (repaired, or gone on from it), or of one that was; `parents`: of all by
+    id.  They have in them what nobody vouches for."""
+    children: dict[bytes, list[bytes]] = defaultdict(list)
+    for child, parent in parents.items():
+        if parent is not None:
+            children[parent].append(child)
+    found: set[bytes] = set()
+    waiting = list(origins)
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child not in found:
+                found.add(child)
+                waiting.append(child)
+    return found
+
+
 def _holds(name: bytes, claim: Claim, key: bytes, verified: dict[tuple[bytes, bytes], bool]) -> bool:
     if (name, key) not in verified:
         verified[name, key] = verifies(key, claim.message, claim.signature)

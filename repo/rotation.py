@@ -83,6 +83,23 @@ def rotate(
             lease.release()
 
 
+def refuse_doubts(repository: Repository) -> None:
+    """Raise OldKeys or Damaged where the keys cannot be changed: what cannot be read now would not count afterwards, also if it
+    can be read again."""
+    state = repository.events.load()
+    if state.newer and state.closed is not None:
+        raise OldKeys(
+            "nothing was changed: the keys of this repository were changed before, and this password opens the old ones; "
+            "use one that was made since"
+        )
+    if state.problems:
+        raise Damaged(
+            f"nothing was changed, since what cannot be read now would not count under new keys, also if it comes back: "
+            f"{state.problems[0]}; bring that file back from a copy of the repository, or, if nobody has one, move it "
+            "out of events/ (--accept-rollback then)"
+        )
+
+
 class _Rotation:
     def __init__(self, repository: Repository, host: str, user: str) -> None:
         self._repository = repository
@@ -91,26 +108,11 @@ class _Rotation:
             raise UsageError(
                 f"the keys of this repository were changed {repository.keys.epoch - 1} times: begin a new one"
             )
-        self._refuse_doubts()
-
-    def _refuse_doubts(self) -> None:
-        """What cannot be read now does not count for ever, if it can be read again afterwards."""
-        state = self._repository.events.load()
-        if state.newer and state.closed is not None:
-            raise OldKeys(
-                "nothing was changed: the keys of this repository were changed before, and this password opens the old ones; "
-                "use one that was made since"
-            )
-        if state.problems:
-            raise Damaged(
-                f"nothing was changed, since what cannot be read now would not count under new keys, also if it comes back: "
-                f"{state.problems[0]}; bring that file back from a copy of the repository, or, if nobody has one, move it "
-                "out of events/ (--accept-rollback then)"
-            )
+        refuse_doubts(repository)
 
     def close(self) -> None:
         """The old epoch ends: from here on, who has its keys sees that, and writes nothing more.  While nobody writes."""
-        self._refuse_doubts()  # others wrote while this waited for them
+        refuse_doubts(self._repository)  # others wrote while this waited for them
         repository = self._repository
         listing = repository.volumes.listing().items()
         volumes = [name for name, (kind, _) in listing if self._is_trusted(kind, name)]

@@ -31,6 +31,7 @@ from snapfs.repo.format.sealed import open_record
 from snapfs.repo.model import Below, Kind, NodeType, VolumeKind
 from snapfs.repo.progress import Progress
 from snapfs.repo.prune.engine import PruneOptions, prune
+from snapfs.repo.repair.snapshots import repair_snapshots
 from snapfs.repo.repository import Repository
 from snapfs.repo.salvage import Salvage
 from snapfs.repo.system import System
@@ -586,6 +587,23 @@ def test_nobody_takes_its_word_for_what_is_unchanged(tmp_path: Path, source: Pat
     assert whole.record.totals.files_unmodified == 0
     assert content.st_size
     reads_back(tmp_path, source, whole)
+
+
+def test_what_is_made_of_its_snapshots_is_trusted_no_more_than_they_are(tmp_path: Path, source: Path) -> None:
+    """`repair snapshots` seals anew what such a machine said of modes and of what is unchanged; so does --parent."""
+    machine = Machine(tmp_path, "host")
+    lost = machine.snapshot(source)
+    for path in (tmp_path / "repository/data").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with repos.open_(tmp_path) as repository:
+        (mended,) = repair_snapshots(repository, repository.snapshots()).snapshots
+    assert mended.new is not None
+    assert [s.id for s in state(tmp_path).snapshots if s.backup_only] == [lost.id, mended.new.id]
+    whole = repos.snapshot(tmp_path, source)
+    assert (whole.record.parent, whole.record.totals.files_unmodified) == (None, 0)
+    upon = repos.snapshot(tmp_path, source, parent=mended.new)
+    assert {s.id: s.backup_only for s in state(tmp_path).snapshots}[upon.id]
 
 
 def test_a_snapshot_without_its_blobs_is_named(tmp_path: Path, source: Path) -> None:
