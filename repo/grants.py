@@ -131,8 +131,8 @@ def granted(body: records.EventBody) -> tuple[bytes, Grant] | None:
 
 
 def made_of(origins: Iterable[bytes], parents: Mapping[bytes, bytes | None]) -> set[bytes]:
-    """Ids of the snapshots that were made of one of these (repaired, or gone on from it), or of one that was; `parents`: of all by
-    id.  They have in them what nobody vouches for."""
+    """Ids of the snapshots that were made of one of these (repaired, or gone on from it), or of one that was; `parents`: of all
+    by id.  They have in them what nobody vouches for."""
     children: dict[bytes, list[bytes]] = defaultdict(list)
     for child, parent in parents.items():
         if parent is not None:

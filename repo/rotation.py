@@ -76,7 +76,7 @@ def rotate(
                         f"the keys were not changed, since a backup or another command writes here: {who}; run it again when "
                         "that is over, or with --retry-lock 10m"
                     )
-                change.close()
+                change.close(kept)
                 change.seal_config()
             return change.complete(password, new_password, cost, kept)
         finally:
@@ -110,10 +110,16 @@ class _Rotation:
             )
         refuse_doubts(repository)
 
-    def close(self) -> None:
+    def close(self, kept: Mapping[str, bytes | bytearray]) -> None:
         """The old epoch ends: from here on, who has its keys sees that, and writes nothing more.  While nobody writes."""
-        refuse_doubts(self._repository)  # others wrote while this waited for them
-        repository = self._repository
+        repository, slots = self._repository, self._repository.slots
+        refuse_doubts(repository)  # others wrote while this waited for them
+        self._slots = [name for name, _ in slots.notes()]
+        if gone := {slots.current, *kept}.difference(self._slots):
+            raise UsageError(
+                f"nothing was changed: the key slot {min(gone)[:8]} was removed meanwhile; run this again"
+            )
+        self._costs = {name: slots.cost(name) for name in (slots.current, *kept)}
         listing = repository.volumes.listing().items()
         volumes = [name for name, (kind, _) in listing if self._is_trusted(kind, name)]
         self._said, self._before = repository.events.close_epoch(volumes, self._host, self._user)
@@ -150,13 +156,15 @@ class _Rotation:
             repository.system,
         )
         passwords = {old.current: password if new_password is None else new_password, **kept}
-        costs = {name: old.cost(name) for name in passwords} | ({} if cost is None else {old.current: cost})
+        costs = self._costs | ({} if cost is None else {old.current: cost})
         made = {name: slots.put(word, costs[name]) for name, word in passwords.items()}
         current = made[old.current]
         repository.client.remember(slot=current)
         for before, name in made.items():
             self._announce(slots, name, before, is_new=name == current and new_password is not None)
-        others = [name for name, _ in slots.notes() if name not in made.values()]
+        others = (
+            self._slots
+        )  # what came since was made with the new keys, or opens the old ones and nothing that counts
         for slot in map(bytes.fromhex, others):
             if (note := self._notes.get(slot)) is not None and note.backs_up is not None:
                 events.remove_key(slot)  # it was granted something, which new keys do not end

@@ -19,6 +19,7 @@ from snapfs.repo.errors import (
     OldKeys,
     RepositoryLocked,
     RolledBack,
+    UsageError,
     WrongPassword,
 )
 from snapfs.repo.events import Events
@@ -30,6 +31,7 @@ from snapfs.repo.model import Kind
 from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
+from snapfs.repo.rotation import rotate
 from snapfs.repo.system import System
 from snapfs.repo.undelete import undelete
 from support import repositories as repos
@@ -637,3 +639,42 @@ def test_the_past_can_be_sealed_anew(tmp_path: Path, taken: bytes) -> None:
         for kind in (1, 2):
             with pytest.raises((OldKeys, Damaged)):
                 thief.keys.opener(kind, path.read_bytes(), "it")
+
+
+def test_slots_that_come_or_go_meanwhile(
+    tmp_path: Path, taken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made with the new keys stays; one that was removed does not come back."""
+    with opened(tmp_path) as repository:
+        kept = {repository.add_key(OTHER, cost=CHEAP): OTHER}
+        with opened(tmp_path, machine="b") as other:
+            other.remove_key(next(iter(kept)))
+        before = slots(tmp_path)
+        with pytest.raises(UsageError, match=r"nothing was changed.*removed meanwhile"):
+            rotate(repository, PASSWORD, kept)
+        assert slots(tmp_path) == before
+    append, added = Events._append, []
+
+    def quicker(self: Events, body: EventBody) -> bytes:
+        """The new slot is there, and is not announced yet."""
+        if body.type == records.EVENT_KEY_ADDED and not added:
+            added.append("")
+            with opened(tmp_path, machine="b", newest=True) as other:
+                added[0] = other.add_key(NEW, cost=CHEAP)
+        return append(self, body)
+
+    monkeypatch.setattr(Events, "_append", quicker)
+    done = change_keys(tmp_path)
+    assert slots(tmp_path).keys() == {done.slot, *added}
+    assert shown(tmp_path, NEW) == [taken]
+
+
+def test_the_cache_of_earlier_keys_is_not_backed_up(tmp_path: Path, taken: bytes) -> None:
+    change_keys(tmp_path)
+    back_up(tmp_path)
+    with repos.open_(tmp_path) as repository:
+        folder = repository.cache_folder
+    assert folder is not None
+    indexes = {path.parent.name for path in (tmp_path / "cache").rglob("*.mdb")} | set(os.listdir(folder))
+    assert {"index", "index-2"} <= indexes
+    assert Path(folder).parent == tmp_path / "cache"
