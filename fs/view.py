@@ -190,9 +190,7 @@ class View:
     def xattr(self, node: Node, name: bytes) -> bytes | None:
         for attribute in node.xattrs or ():
             if attribute.name == name:
-                if attribute.value is not None or attribute.blob is None:
-                    return attribute.value or b""
-                return next(value for found, value in self._contents.xattrs(node) if found == name)
+                return self._contents.value(attribute)
         return None
 
     def totals(self) -> tuple[int, int]:

@@ -6,10 +6,17 @@ import contextlib
 import errno
 import os
 
-from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError
+from snapfs.repo.errors import (
+    Damaged,
+    OldKeys,
+    RepositoryError,
+    RepositoryNotFound,
+    StorageError,
+    UnsupportedFormat,
+)
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Opener, parse_header
+from snapfs.repo.format.envelope import as_of_this_format, parse_header
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import open_record
 from snapfs.repo.keys import Keys
@@ -22,7 +29,10 @@ def repository_id(storage: LocalStorage) -> bytes:
     problem: RepositoryError
     try:
         return parse_header(storage.read("config", 0, L.HEADER_SIZE), "config").repository
-    except Damaged as error:
+    except (
+        Damaged,
+        UnsupportedFormat,
+    ) as error:  # the latter may be damage, too: open_config tells, with the keys
         problem = error
     except StorageError as error:
         if error.errno == errno.EIO:  # a bad sector: as damage
@@ -53,20 +63,50 @@ def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) ->
 def open_config(
     storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes
 ) -> tuple[Config, str | None]:
-    """The config, and what is wrong with its file if the copy in the key slot had to be taken."""
+    """The config, and what is wrong with its file if the copy in the key slot had to be taken.  A key that can only back up has
+    nothing but that copy.  Raises UnsupportedFormat."""
     problem = None
+    if not keys.can_read:
+        return _checked(bundle.config, repository), None
     try:
         data = storage.read("config", 0, L.RECORD_LIMIT)
-        record = open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG, repository), data)
-    except (Damaged, StorageError) as error:
+        record, epoch = _record(keys, data, repository)
+        if epoch != keys.epoch:  # anybody who once had the old keys can write such a one
+            problem, record = (
+                "config: sealed with keys that were changed; `snapfs key rotate` writes a new one",
+                bundle.config,
+            )
+    except (Damaged, OldKeys, StorageError) as error:
         problem, record = str(error), bundle.config
+    return _checked(record, repository), problem
+
+
+def _checked(record: bytes, repository: bytes) -> Config:
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:
         raise Damaged("belongs to another repository", "config")
-    return config, problem
+    return config
+
+
+def _record(keys: Keys, data: bytes, repository: bytes) -> tuple[bytes, int]:
+    """The record, and the epoch of its key.  Raises Damaged, or UnsupportedFormat where it is not a flipped bit that looks like a
+    newer format."""
+    try:
+        return _opened(keys, data, repository)
+    except UnsupportedFormat as newer:
+        try:
+            _opened(keys, as_of_this_format(data), repository)
+        except Damaged:
+            raise newer from None
+    raise Damaged("bad header", "config")
+
+
+def _opened(keys: Keys, data: bytes, repository: bytes) -> tuple[bytes, int]:
+    opener = keys.opener(L.CONFIG, data, "config", repository)
+    return open_record(opener, data), opener.epoch
 
 
 def verify_config(keys: Keys, data: bytes, bundle: Bundle) -> None:
     """Raise Damaged unless a config just written opens as the record that the key slots have."""
-    if open_record(Opener(keys.sealing(L.CONFIG), data, "config", L.CONFIG), data) != bundle.config:
+    if open_record(keys.opener(L.CONFIG, data, "config"), data) != bundle.config:
         raise Damaged("does not read back as it was meant: is the memory of this machine sound?", "config")

@@ -13,7 +13,7 @@ from snapfs.repo.blobs import BlobReader
 from snapfs.repo.errors import Damaged
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.model import BlobId, Extent, Holes, Kind, Node
+from snapfs.repo.model import BlobId, Extent, Holes, Kind, Node, Xattr
 from snapfs.repo.page_writer import PageWriter, Put, Sums
 from snapfs.repo.pages import Leaf, PageReader
 
@@ -156,10 +156,12 @@ class Contents:
     def xattrs(self, node: Node) -> Iterator[tuple[bytes, bytes]]:
         """(name, value) of each extended attribute."""
         for attribute in node.xattrs or ():
-            value = attribute.value
-            if value is None:
-                value = b"" if attribute.blob is None else self._blobs.get(BlobId(attribute.blob), Kind.XATTR)
-            yield attribute.name, value
+            yield attribute.name, self.value(attribute)
+
+    def value(self, attribute: Xattr) -> bytes:
+        if attribute.value is not None:
+            return attribute.value
+        return b"" if attribute.blob is None else self._blobs.get(BlobId(attribute.blob), Kind.XATTR)
 
     def blobs(self, node: Node) -> Iterator[tuple[Kind, bytes]]:
         """(kind, id) of every blob of a node but those of directories; pages before what they name, and each page once: a

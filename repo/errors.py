@@ -8,8 +8,10 @@
     |   |-- RepositoryNotFound  there is no repository here
     |   |-- RepositoryExists    init where one already is
     |   |-- RepositoryLocked    another process holds it
+    |   |-- BackupOnly          the key at hand can add backups, and do nothing else
     |   |-- RolledBack          events are gone that were here: an older state, or files were deleted
     |   |-- UnsupportedFormat   written by a newer snapfs, or with a feature this one lacks
+    |   |   `-- OldKeys           sealed with keys that took the place of those this password opens
     |   |-- StorageError        the place itself failed: I/O error, full disk, no permission
     |   `-- Damaged             bytes are not what was written
     |       |-- BlobMissing     no volume holds a blob that something refers to
@@ -66,6 +68,15 @@ class RepositoryLocked(RepositoryError):
     exit_code = 11
 
 
+class BackupOnly(RepositoryError):
+    exit_code = 13
+
+    def __init__(self, what: str = "") -> None:
+        super().__init__(
+            f"this key can only back up{what}: for all but `snapfs backup`, use a password that opens the whole repository"
+        )
+
+
 class RolledBack(RepositoryError):
     """`missing`: what is known of each event that is gone."""
 
@@ -81,6 +92,10 @@ class RolledBack(RepositoryError):
 
 class UnsupportedFormat(RepositoryError):
     pass
+
+
+class OldKeys(UnsupportedFormat):
+    exit_code = 26
 
 
 class StorageError(RepositoryError):

@@ -1,8 +1,8 @@
 """What the live snapshots need of each volume, and how scattered the newest ones lie in it: a few bits a blob, and sums.
 
-`stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts, that in the
-volume with the larger live part, times the part that the newest snapshots need of what they open there: what a prune wrote wins
-over what it was about to remove, also if it was killed in between.
+`stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts: one in a volume
+to rely on rather than another, else that in the volume with the larger live part, times the part that the newest snapshots need
+of what they open there.  So what a prune wrote wins over what it was about to remove, also if it was killed in between.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class VolumeUse:
     live: int = 0
     copies: int = 0
     """Blobs of it that are live, and count as dead since another volume has them, too."""
+    must_go: bool = False
+    """It is to be rewritten, whatever is in it."""
     framed: int = 0
     """Bytes of the file that are its frames; what follows are shares of these, each blob counting with its share of its frame."""
     needed: int = 0
@@ -254,7 +256,7 @@ def _choose(
         near = together[number]
         # What is live, and does not lie scattered among what the newest do not need.
         density = use.live / max(use.plain, 1) * (near.newest / near.opened if near.opened else 1)
-        best[number] = (use.volume.usable, density, use.volume.size, use.volume.name)
+        best[number] = (use.volume.usable, use.volume.verified, density, use.volume.size, use.volume.name)
     for copies in _blobs(repository, progress):
         places = sorted(
             (at for at in copies if marks.has_blob(at) and at.volume in there),

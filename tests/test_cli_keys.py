@@ -9,26 +9,26 @@ import re
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapfs.cli import recovery
+from snapfs.repo.format import keyslot
 from snapfs.repo.format.keyslot import Cost, parse_slot
 from snapfs.repo.repository import Repository
-from support.cli import CHEAP, Cli
+from support.cli import CHEAP, PASSWORD, Cli, Done
 
 _KEY = re.compile(r"(?:[0-9A-HJKMNP-TV-Z]{5}-){7}[0-9A-HJKMNP-TV-Z]{5}")
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """A repository with a file in its one snapshot; new keys are derived at once."""
+    """A repository with a file in its one snapshot."""
     cli = Cli(tmp_path, monkeypatch, capsys)
     cli.create()
     (cli.source / "file").write_bytes(b"content")
     cli.snapshot()
-    for method in (Repository.add_key, Repository.change_password, Repository.add_recovery_key):
-        monkeypatch.setitem(method.__kwdefaults__, "cost", CHEAP)  # type: ignore[arg-type]
     return cli
 
 
@@ -186,6 +186,8 @@ def test_what_cannot_be_imported(cli: Cli) -> None:
 
 
 def test_what_a_derivation_may_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = keyslot.argon2id
+    monkeypatch.setattr(keyslot, "argon2id", lambda password, salt, *cost: real(password, salt, *CHEAP))
     monkeypatch.setenv("SNAPFS_NEW_PASSWORD", "new")
     before = keys(cli)
     for args in (
@@ -206,3 +208,111 @@ def test_what_a_derivation_may_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     assert parse_slot((cli.repo / "keys" / changed).read_bytes(), "it")[1] == Cost(128 * 1024, 4, 4)
     monkeypatch.setenv("SNAPFS_PASSWORD", "new")
     cli("snapshots").ok()
+    shutil.rmtree(cli.repo / "keys")  # the second reader would derive as they say
+
+
+def test_new_keys_by_a_command_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cli.snapshot()
+    cli("key", "export", "old.key").ok()
+    (ended,) = json_lines(cli("key", "recovery", "--json").ok())
+    (cli.folder / "colleague").write_text("friend\n")
+    os.chmod(cli.folder / "colleague", 0o600)
+    cli("key", "add", "--label", "friend", "--new-password-file", "colleague").ok()
+    before = keys(cli)
+    refused = cli("key", "rotate")
+    assert (refused.code, keys(cli)) == (1, before)
+    assert (
+        refused.err.splitlines()[-1]
+        == "snapfs: nothing was changed: without a terminal to ask on, this needs --yes"
+    )
+    wrong = cli("key", "rotate", "--yes", "--keep-password-file", "old.key")
+    assert (wrong.code, keys(cli)) == (1, before), wrong
+    (cli.folder / "nobody").write_text("nobody\n")
+    os.chmod(cli.folder / "nobody", 0o600)
+    wrong = cli("key", "rotate", "--yes", "--keep-password-file", "nobody")
+    assert (wrong.code, keys(cli)) == (12, before), wrong
+    done = cli("key", "rotate", "--yes", "--keep-password-file", "colleague", "--json").ok()
+    assert (done.json["epoch"], done.json["ended"]) == (2, [ended["id"]])
+    assert f"this ends: {ended['id'][:8]} (recovery key" in done.err
+    assert "--change-password makes another" in done.err
+    assert sorted(keys(cli)) == sorted([done.json["id"], *done.json["kept"]])
+    assert [(k["label"], k["epoch"]) for k in cli("key", "list", "--json").ok().json if k["label"]] == [
+        ("friend", 2)
+    ]
+    second = cli.snapshot()
+    cli("-p", "colleague", "check").ok()
+    # The old slot, put back: it reads what was, and writes nothing.
+    new = {name: (cli.repo / "keys" / name).read_bytes() for name in keys(cli)}
+    for name in new:
+        os.unlink(cli.repo / "keys" / name)
+    cli("key", "import", "old.key").ok()
+    said = cli("snapshots", "--json").ok()
+    assert second not in [s["id"] for s in said.json]
+    assert first in [s["id"] for s in said.json]
+    assert "the keys of this repository were changed on" in said.err
+    for args in (["backup", "source"], ["forget", "--yes", first], ["tag", "--add", "t", first], ["prune", "--yes"],
+                 ["key", "add", "--new-password-file", "nobody"], ["key", "rotate", "--yes"],
+                 ["repair", "volumes"], ["repair", "snapshots"]):  # fmt: skip
+        done = cli(*args)
+        assert done.code == 26, (args, done)
+        assert "use one that was made since" in done.err.splitlines()[-1], (args, done)
+    for args in (
+        ["check"],
+        ["ls", "latest"],
+        ["restore", "latest", "-t", "there"],
+        ["stats"],
+        ["key", "list"],
+    ):
+        cli(*args).ok()
+    for name, data in new.items():
+        (cli.repo / "keys" / name).write_bytes(data)
+    assert any("password (old keys)" in row for row in cli("key", "list").ok().out.splitlines())
+    done = cli("key", "rotate", "--yes", "--new-password-file", "nobody").ok()
+    assert done.out.startswith("from now on everything is sealed with new keys")
+    assert cli("snapshots").code == 12
+    assert len(cli("-p", "nobody", "snapshots", "--json").ok().json) == 3
+    cli("-p", "nobody", "prune", "--yes", "--rewrite-old-keys").ok()
+    for path in [*cli.repo.glob("data/*/*"), *cli.repo.glob("trees/*/*")]:
+        assert path.read_bytes()[20] == 3, "the epoch in its header"
+
+
+def json_lines(done: Done) -> list[Any]:
+    return done.lines
+
+
+def test_no_new_keys_while_somebody_writes(cli: Cli) -> None:
+    with (
+        Repository.open(str(cli.repo), PASSWORD, state_dir=str(cli.folder / "s"), no_cache=True) as other,
+        other.writing(),
+    ):
+        done = cli("key", "rotate", "--yes")
+    assert done.code == 11
+    assert f"process {os.getpid()}" in done.err
+    cli("key", "rotate", "--yes", "--retry-lock", "1s").ok()
+
+
+def test_passwords_to_be_kept_are_asked_one_by_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cli.folder / "colleague").write_text("friend\n")
+    os.chmod(cli.folder / "colleague", 0o600)
+    cli("key", "add", "--label", "friend", "--new-password-file", "colleague").ok()
+    typed = iter([b"wrong", b"friend"])
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "snapfs.cli.passwords.ask", lambda question, instead="": asked.append(question) or next(typed)
+    )
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    done = cli("key", "rotate", "--json").ok()
+    assert (len(done.json["kept"]), done.json["ended"]) == (1, [])
+    assert len(asked) == 2
+    assert "friend" in asked[0]
+    typed = iter([b""])
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    assert cli("key", "rotate").code == 1
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    typed = iter([b""])
+    assert len(cli("key", "rotate", "--json").ok().json["ended"]) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import same
-from support.interpose import CHANGES, CLOCK, FAIL, FOREVER, LOOKS, READS, SHORT, Fault
+from support.interpose import CHANGES, CLOCK, FAIL, FOREVER, LOOKS, READS, SHORT, WRONG, Fault
 from support.scene import VERBS, Scene
 from support.torture import Rounds
 
@@ -32,6 +32,7 @@ FAULTS = {
     "EIO while reading": Fault(FAIL, param=errno.EIO, what=READS),
     "EIO while reading, for good": Fault(FAIL, last=FOREVER, param=errno.EIO, what=READS),
     "short read": Fault(SHORT, what=READS),
+    "wrong read": Fault(WRONG, what=READS),
     "EIO while looking": Fault(FAIL, param=errno.EIO, what=LOOKS),
     "EIO while looking, for good": Fault(FAIL, last=FOREVER, param=errno.EIO, what=LOOKS),
     "EACCES while looking": Fault(FAIL, param=errno.EACCES, what=LOOKS),
@@ -50,7 +51,7 @@ def test_fails_at_every_call(scene: Scene, rounds: Rounds, verb: str) -> None:
         for name, fault in FAULTS.items()
         for number in range(1, calls[fault.what] + 1 if not name.startswith("every") else 2)
     ]
-    for name, number in rounds.some(cases, 5):
+    for name, number in rounds.some(cases, 4):
         fault = replace(FAULTS[name], first=number)
         scene.reset(verb)
         done = scene.run(verb, fault)

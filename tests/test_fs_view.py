@@ -18,7 +18,7 @@ from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import View
 from snapfs.repo.errors import Damaged
 from snapfs.repo.events import StoredSnapshot
-from snapfs.repo.model import Below, KiB, Location, MiB, Node
+from snapfs.repo.model import Below, KiB, Location, MiB, Node, Xattr
 from snapfs.repo.repository import Repository
 from snapfs.repo.volumes import Volumes
 from support import repositories, trees
@@ -304,6 +304,17 @@ def test_contents_and_attributes(repository: Repository, home: Path) -> None:
     assert view.xattr(readme, b"user.empty") == b""
     assert view.xattr(readme, b"user.none") is None
     assert view.xattr(at(view, b"large").node, b"user.long") == LONG
+
+
+def test_an_attribute_is_read_without_those_before_it(repository: Repository, home: Path) -> None:
+    """Many large ones would take a time that is the square of their number; and one that is damaged would cost the rest."""
+    view = View(repository, source_of(repository, home))
+    node = at(view, b"large").node
+    lost = Xattr(b"user.before", None, bytes(32))
+    node = msgspec.structs.replace(node, xattrs=(lost, *(node.xattrs or ())))
+    assert view.xattr(node, b"user.long") == LONG
+    with pytest.raises(Damaged):
+        view.xattr(node, b"user.before")
 
 
 def test_a_file_shorter_than_it_says_is_damage(repository: Repository, home: Path) -> None:

@@ -28,7 +28,7 @@ VERBS_CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsyn
 def test_killed_at_every_call(scene: Scene, rounds: Rounds, verb: str) -> None:
     calls = scene.calls(verb)
     assert calls > 1, "is the seam still there?"
-    for number in rounds.some(range(1, calls + 1), 3):
+    for number in rounds.some(range(1, calls + 1), 2):
         scene.reset(verb)
         done = scene.run(verb, Fault(DIE, number))
         try:
@@ -40,7 +40,7 @@ def test_killed_at_every_call(scene: Scene, rounds: Rounds, verb: str) -> None:
 def test_killed_from_outside_at_any_moment(scene: Scene, rounds: Rounds) -> None:
     """A kill -9 that knows nothing of calls: amid a system call, a lock, a page fault."""
     died = 0
-    for seed in rounds.seeds(30):
+    for seed in rounds.seeds(15):
         chance = random.Random(seed)
         verb = chance.choice([verb for verb in VERBS if verb != "init"])
         scene.reset(verb)
@@ -105,7 +105,7 @@ def test_real_power_cuts(disk: FileSystem, rounds: Rounds) -> None:
     """The file system is shut down at a call, without its log being written, and mounted again: what was not fsynced is gone."""
     scene = disk.scene
     calls = {verb: scene.calls(verb) for verb in VERBS_CUT}
-    for seed in rounds.seeds(6):
+    for seed in rounds.seeds(4):
         chance = random.Random(seed)
         verb = chance.choice(VERBS_CUT)
         scene.reset(verb)

@@ -130,7 +130,7 @@ def test_no_damage_to_the_index_does_harm(
     shelf: Shelf, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for seed in rounds.seeds(200):
+    for seed in rounds.seeds(80):
         chance = random.Random(seed)
         shelf.reset()
         what = shelf.damage(chance, died=chance.random() < 0.25)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -28,6 +28,7 @@ from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.storage.local_object import LocalObject
 from support import faults, repositories, same
 from support.faults import KILLED, KINDS, Calls, Cut, Delay, Die, Disk, Fail, each, since
+from support.torture import Rounds
 from support.trees import File, Name, Symlink, make, noise
 
 CHUNKS = (16 * KiB, 64 * KiB, 256 * KiB)
@@ -130,9 +131,19 @@ def in_child(work: Callable[[Say], None], calls: Calls) -> tuple[int, list[str]]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
-def until_over(run: Callable[[int], int], at_least: int) -> None:
+Turns = Iterable[int]
+
+
+def one_in(rounds: Rounds, step: int) -> Turns:
+    """Every call in the long form; in the suite one in so many: the same calls are looked at in other tests, in other ways."""
+    for number in count(1, 1 if rounds.long else step):
+        yield number
+        rounds.count()
+
+
+def until_over(run: Callable[[int], int], at_least: int, turns: Turns | None = None) -> None:
     """Call `run` with 1, 2, 3... until it answers 0: there was no such call any more."""
-    for number in count(1):
+    for number in turns or count(1):
         try:
             status = run(number)
         except AssertionError as error:
@@ -150,17 +161,17 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(Path(folder), tmp_path_factory.mktemp("kill") / "source")
 
 
-def kill_everywhere(
-    bench: Bench, fault: Callable[[int], tuple[faults.Fault, Disk | None]], at_least: int = 40
-) -> None:
-    def run(number: int) -> int:
-        bench.reset()
-        what, disk = fault(number)
-        status, said = in_child(bench.work, Calls(bench.folder, each(KINDS, number), what, disk))
-        bench.sound(said)
-        return status
+def killed(bench: Bench, number: int, what: faults.Fault, disk: Disk | None) -> int:
+    bench.reset()
+    status, said = in_child(bench.work, Calls(bench.folder, each(KINDS, number), what, disk))
+    bench.sound(said)
+    return status
 
-    until_over(run, at_least)
+
+def kill_everywhere(
+    bench: Bench, fault: Callable[[int], tuple[faults.Fault, Disk | None]], turns: Turns | None = None
+) -> None:
+    until_over(lambda number: killed(bench, number, *fault(number)), 40, turns)
 
 
 def test_killed_at_every_call(bench: Bench) -> None:
@@ -175,9 +186,12 @@ def cut_by(seed: Callable[[int], int], bench: Bench) -> Callable[[int], tuple[fa
     return fault
 
 
-@pytest.mark.parametrize("seed", [lambda n: 0, lambda n: n], ids=["all is lost", "some is lost"])
-def test_power_cut_at_every_call(bench: Bench, seed: Callable[[int], int]) -> None:
-    kill_everywhere(bench, cut_by(seed, bench))
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    ("seed", "step"), [(lambda n: 0, 1), (lambda n: n, 3)], ids=["all is lost", "some is lost"]
+)
+def test_power_cut_at_every_call(bench: Bench, rounds: Rounds, seed: Callable[[int], int], step: int) -> None:
+    kill_everywhere(bench, cut_by(seed, bench), one_in(rounds, step))
 
 
 @pytest.mark.parametrize(
@@ -189,11 +203,17 @@ def test_the_power_cut_notices_a_missing_fsync(
     bench: Bench, owner: type, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(owner, method, lambda self: None)
+    bench.reset()
+    with Calls(bench.folder).installed() as calls:
+        bench.work(lambda word: None)
+    fault = cut_by(lambda n: 0, bench)
+    backwards = range(len(calls.seen) + 1, 0, -1)  # most is at stake at the end
     with pytest.raises((AssertionError, SnapfsError)):
-        kill_everywhere(bench, cut_by(lambda n: 0, bench), at_least=0)
+        until_over(lambda number: killed(bench, number, *fault(number)) or KILLED, 0, backwards)
 
 
-def test_killed_at_every_call_and_then_cut_from_power(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.torture
+def test_killed_at_every_call_and_then_cut_from_power(bench: Bench, tmp_path: Path, rounds: Rounds) -> None:
     """What a dead process had named but not made durable, the next one must not simply rely on."""
     page = tmp_path / "page"
 
@@ -214,7 +234,7 @@ def test_killed_at_every_call_and_then_cut_from_power(bench: Bench, tmp_path: Pa
         bench.sound(said)
         return status
 
-    until_over(run, at_least=40)
+    until_over(run, 40, one_in(rounds, 3))
 
 
 def test_killed_again_and_again(bench: Bench) -> None:
@@ -317,18 +337,26 @@ def failing(
     return calls, error
 
 
-@pytest.mark.parametrize("number", faults.DISK_ERRORS.values(), ids=faults.DISK_ERRORS)
-def test_disk_error_at_every_call(bench: Bench, number: int) -> None:
+@pytest.mark.torture
+def test_disk_error_at_every_call(bench: Bench, rounds: Rounds) -> None:
+    """In the suite one error after the other, in the long form each at each."""
+    errors = list(faults.DISK_ERRORS.values())
+    for first in range(len(errors) if rounds.long else 1):
+        disk_errors(bench, errors[first:] + errors[:first], one_in(rounds, 1))
+
+
+def disk_errors(bench: Bench, errors: list[int], turns: Turns) -> None:
     kinds = ("create", "write", "fsync", "rename", "mkdir")
 
     def run(call: int) -> int:
+        number = errors[call % len(errors)]
         calls, error = failing(bench, each(kinds, call), number)
         if calls.hits and calls.hits != ["fsync"]:  # a volume whose fsync failed is written again, elsewhere
             assert error is not None
         bench.sound([])
         return KILLED if calls.hits else 0
 
-    until_over(run, at_least=25)
+    until_over(run, 25, turns)
 
 
 @pytest.mark.parametrize("kind", ["create", "write", "fsync", "rename", "mkdir"])

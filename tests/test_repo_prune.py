@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from snapfs.repo import quiet
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import (
     BlobMissing,
@@ -24,7 +25,6 @@ from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.records import EventBody
 from snapfs.repo.model import KiB
 from snapfs.repo.packing import BlobWriter
-from snapfs.repo.prune import removal
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.query.stats import Mode, stats
@@ -740,7 +740,7 @@ def test_a_lease_without_a_folder_for_it(desk: Kept) -> None:
 
 
 def test_a_grace_of_a_day() -> None:
-    assert removal.GRACE == 24 * 3600 * 10**9
+    assert quiet.GRACE == 24 * 3600 * 10**9
 
 
 def test_a_check_that_a_prune_overtakes_finds_no_damage(desk: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from snapfs.repo.check.engine import check
-from snapfs.repo.errors import Damaged, RepositoryError, RepositoryNotFound, StorageError, WrongPassword
+from snapfs.repo.errors import (
+    Damaged,
+    RepositoryError,
+    RepositoryNotFound,
+    StorageError,
+    UnsupportedFormat,
+    WrongPassword,
+)
 from snapfs.repo.format import labels as L
 from snapfs.repo.model import BlobId, Kind, VolumeKind
 from snapfs.repo.repository import Repository
@@ -41,7 +48,11 @@ def test_a_volume_found_damaged_is_not_relied_on_after_a_read_met_the_damage(tmp
     assert desk.differences(desk.snapshot()) == []
 
 
-@pytest.mark.parametrize("harm", ["lost", "magic", "body"])
+HARMS = {"magic": 0, "version": 8, "features": 12, "suite": 16, "wrap": 17, "body": 150}
+"""Each at the byte of the config where a bit flips."""
+
+
+@pytest.mark.parametrize("harm", ["lost", *HARMS])
 def test_without_its_config_a_repository_opens_with_the_copy_in_a_key_slot(tmp_path: Path, harm: str) -> None:
     desk = Desk(tmp_path, {b"file": File(content=b"x" * 1000)})
     desk.snapshot()
@@ -50,12 +61,26 @@ def test_without_its_config_a_repository_opens_with_the_copy_in_a_key_slot(tmp_p
         config.unlink()
     else:
         data = bytearray(config.read_bytes())
-        data[0 if harm == "magic" else 150] ^= 1
+        data[HARMS[harm]] ^= 2
         config.write_bytes(data)
     said = Watch()
     with desk.open(progress=said) as repository:
         assert len(repository.snapshots()) == 1
     assert any("copy in the key slot" in notice for notice in said.notices)
+
+
+def test_a_config_that_is_newer_is_not_called_damaged(tmp_path: Path) -> None:
+    """Its header says so, and it does not open as one of this format."""
+    desk = Desk(tmp_path, {b"file": File(content=b"x" * 1000)})
+    desk.snapshot()
+    config = tmp_path / "repository" / "config"
+    good = config.read_bytes()
+    data = bytearray(good)
+    data[8], data[150] = 2, data[150] ^ 1
+    config.write_bytes(data)
+    with pytest.raises(UnsupportedFormat, match="install a newer snapfs"):
+        desk.open()
+    config.write_bytes(good)  # the second reader goes on with the copy, whatever the file says
 
 
 def test_an_interrupted_init_is_told_apart(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_soak(tmp_path: Path, rounds: Rounds) -> None:
     repositories.create(tmp_path, volume_size=320 * KiB, chunks=CHUNKS)
     Soak.template = tmp_path
     chosen = settings(
-        max_examples=20, stateful_step_count=20, deadline=None, derandomize=not rounds.long, database=None,
+        max_examples=20 if rounds.long else 12, stateful_step_count=20, deadline=None, derandomize=not rounds.long, database=None,
         suppress_health_check=list(HealthCheck), verbosity=Verbosity.normal,
     )  # fmt: skip
     for _ in rounds.seeds(1):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from snapfs.repo.errors import Damaged, RepositoryError
+from snapfs.repo.errors import Damaged, OldKeys, RepositoryError
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.crypto import keyed_hash
@@ -43,6 +43,8 @@ class VolumeReport(NamedTuple):
     """Whether every byte of it was read."""
     fingerprint: int | None
     """Of its blobs, as Index.fingerprint has it.  None: its directory was not read whole, or nobody wants it."""
+    newer: bool = False
+    """These keys do not open it, but those that took their place."""
 
 
 class Examiner:
@@ -68,6 +70,8 @@ class Examiner:
             else:
                 for _ in frames:
                     pass
+        except OldKeys as error:
+            return VolumeReport(name, kind, size, [str(error)], 0, 0, False, None, True)
         except RepositoryError as error:
             found.problem(error)
         print_ = found.fingerprint if found.whole and self._fingerprint is not None else None

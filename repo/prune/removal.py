@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
-from snapfs.repo.client import LeaseNote
 from snapfs.repo.errors import BlobMissing, StorageError, UnsupportedFormat
 from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.marks import Marks
 from snapfs.repo.model import Kind
 from snapfs.repo.progress import Progress
+from snapfs.repo.quiet import Quiet
 from snapfs.repo.repository import Repository
 from snapfs.repo.storage.locks import Lease, Writer
 from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, live_snapshots
 from snapfs.repo.volumes import object_name
 
-GRACE = 24 * 3600 * 1_000_000_000
-"""A lease without a lock that has not changed for so long (ns) is that of a dead writer."""
-_LOOK = 0.2
-"""Seconds between two looks at the leases, while the gate is shut."""
 _BATCH = 4096
 _HELD = 1.0
 """Seconds for which writers wait at the gate while a batch is unlinked, about."""
@@ -28,6 +23,7 @@ _HELD = 1.0
 
 def settled(repository: Repository) -> State:
     """The events, if they leave no doubt about what is live.  Raises StorageError, UnsupportedFormat."""
+    repository.events.refuse_old_keys()
     state = repository.events.load()
     if state.problems:
         raise StorageError(
@@ -52,19 +48,20 @@ class Removal:
         self._repository = repository
         self._lease = lease
         self._seen = {snapshot.id for snapshot in seen}
-        self._deadline = time.monotonic() + patience
+        self._quiet = Quiet(repository, lease, patience, progress)
         self._progress = progress
         self.relied_on = {number for number, use in usage.volumes.items() if use.live_blobs}
         """Numbers of the volumes that hold what is live, once `victims` are gone."""
         self._gone: list[bytes] = []
-        self.in_the_way: list[Writer] = []
+
+    @property
+    def in_the_way(self) -> list[Writer]:
         """Those because of whom nothing was removed the last time."""
+        return self._quiet.in_the_way
 
     def is_free(self) -> bool:
         """Whether nobody would be in the way just now."""
-        with self._repository.storage.locks.shut():
-            self.in_the_way = self._writers()
-        return not self.in_the_way
+        return self._quiet.is_free()
 
     def remove(self, victims: Collection[VolumeUse], *, later: bool = False) -> list[VolumeUse]:
         """Remove what no writer and no snapshot needs by now; returns what is gone.  Everything that is live must be durable in
@@ -79,7 +76,7 @@ class Removal:
                 self._look_again(
                     todo, sparing
                 )  # the first time here, so that the gate is shut for moments only
-                with self._shut() as free:
+                with self._quiet.shut() as free:
                     if not free:
                         break
                     self._look_again(todo, sparing)
@@ -113,41 +110,6 @@ class Removal:
             if time.monotonic() > until or self._progress.interrupted:
                 break
 
-    # ---- writers -------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _shut(self) -> Iterator[bool]:
-        """The gate is shut; whether nobody is past it."""
-        with self._repository.storage.locks.shut():
-            while True:
-                if self._progress.interrupted:
-                    raise KeyboardInterrupt
-                self.in_the_way = self._writers()
-                if not self.in_the_way or time.monotonic() >= self._deadline:
-                    break
-                time.sleep(_LOOK)
-            yield not self.in_the_way
-
-    def _writers(self) -> list[Writer]:
-        """Whoever may be alive."""
-        repository = self._repository
-        locks, system, client = repository.storage.locks, repository.system, repository.client
-        known = {note.name: note for note in client.remembered.leases}
-        alive, notes = [], []
-        for writer in locks.writers(but=self._lease):
-            if not writer.held:
-                note = known.get(writer.name)
-                if note is None or (note.stamp, note.boot) != (writer.stamp, system.boot_id):
-                    note = LeaseNote(writer.name, writer.stamp, system.boot_id, system.uptime())
-                if system.uptime() - note.uptime >= GRACE:
-                    locks.give_up(writer)
-                    continue
-                notes.append(note)
-            alive.append(writer)
-        if tuple(notes) != client.remembered.leases:
-            client.remember(leases=notes)
-        return alive
-
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def _look_again(self, todo: Collection[VolumeUse], sparing: _Sparing) -> None:
@@ -171,7 +133,7 @@ class Removal:
                 "this again"
             )
         sparing.there = there
-        sparing.usable = there.intersection(v.number for v in repository.index.volumes() if v.usable)
+        sparing.usable = there.intersection(v.number for v in repository.index.volumes() if v.reliable)
         sparing.victims = {use.volume.number for use in todo} - sparing.spared
         for snapshot in live_snapshots(state):
             if snapshot.id not in self._seen and snapshot.id not in sparing.seen:

@@ -39,7 +39,8 @@ class Done(NamedTuple):
 
 
 class Cli:
-    """A home of its own, a repository `repo` and a folder `source`, all below `folder`."""
+    """A home of its own, a repository `repo` and a folder `source`, all below `folder`.  What is sealed with a password in this
+    process is derived at once, unless the command says what it may cost."""
 
     def __init__(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -56,6 +57,13 @@ class Cli:
         monkeypatch.setenv("SNAPFS_PASSWORD", os.fsdecode(PASSWORD))
         monkeypatch.setenv("TZ", "UTC")
         monkeypatch.chdir(folder)
+        for method in (
+            Repository.create,
+            Repository.add_key,
+            Repository.change_password,
+            Repository.add_recovery_key,
+        ):
+            monkeypatch.setitem(method.__kwdefaults__, "cost", CHEAP)  # type: ignore[arg-type]
         self.source.mkdir()
 
     def create(self) -> None:

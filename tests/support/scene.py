@@ -42,6 +42,7 @@ VERBS = (
     "key add",
     "key passwd",
     "key remove",
+    "key rotate",
     "repair index",
     "restore",
     "check",
@@ -169,6 +170,7 @@ class Scene:
             "undelete": [self.gone.hex()],
             "tag": ["--add", "t", self.kept.hex()],
             "key remove": [self.other_key],
+            "key rotate": ["--yes"],
             "restore": [f"{self.kept.hex()}:{self.source}", "-t", self.home / "target"],
             "check": ["--read-data"],
             "prune": ["--yes", "--max-unused", "0", "--max-scatter", "0%"],
@@ -252,6 +254,10 @@ class Scene:
 
     def _password(self, verb: str, code: int) -> bytes:
         """One that has to open the repository now.  Those that nothing was done to still do."""
+        if verb == "key rotate":
+            opening = [password for password in (NEW, PASSWORD, OTHER) if self._opens(password)]
+            assert opening == [NEW] if code == 0 else opening, opening
+            return opening[0]
         if code == 0 and verb.startswith("key"):
             assert self._opens(NEW) == (verb != "key remove")
             assert self._opens(OTHER) == (verb != "key remove"), (
@@ -296,7 +302,7 @@ class Scene:
             assert (left["volumes_to_remove"], left["volumes_to_rewrite"]) == (0, 0), (
                 "what was begun is not finished"
             )
-        self.next_backup((NEW if verb == "key passwd" else PASSWORD).decode())
+        self.next_backup((NEW if verb in ("key passwd", "key rotate") else PASSWORD).decode())
 
     def next_backup(self, password: str = PASSWORD.decode()) -> None:
         done = self._again("backup", "--json", self.source, SNAPFS_PASSWORD=password)

@@ -6,6 +6,7 @@ Agree: the same snapshots, and either both find damage or neither does.  A plugi
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -57,8 +58,9 @@ def _first(place: Path) -> tuple[list[str], bool] | str:
 
 
 def _second(place: Path) -> tuple[list[str], bool] | str:
+    reader = _load()
     for password in _PASSWORDS:
-        reader = _load()
+        reader.problems = 0
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             try:
                 repository = reader.Repository(place, lambda word=password: word)
@@ -74,8 +76,9 @@ def _second(place: Path) -> tuple[list[str], bool] | str:
     return "not opened"
 
 
+@functools.cache
 def _load() -> ModuleType:
-    """Afresh: it counts problems in the module."""
+    """Once: it costs as much as looking at a small repository does.  Problems are counted in the module."""
     spec = importlib.util.spec_from_file_location("second_reader", _READER)
     assert spec is not None
     assert spec.loader is not None

@@ -5,7 +5,8 @@
         for seed in rounds.seeds(5): ...          # 5 seeds in the suite; as many as fit into the minutes of --torture
         for n in rounds.some(range(1000), 20): ...   # 20 of them, spread; all of them with --torture
 
-A failure says the seed it happened with; `--seed N` begins with that one.  How many cases ran is told at the end of a torture.
+A failure says the seed it happened with; `--seed N` begins with that one.  `--part 2/8` takes the second eighth of what some()
+would take, so that a long list can be gone through in pieces.  How many cases ran is told at the end of a torture.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--torture", type=float, metavar="MINUTES", help="the long form: so long for each test with seeds"
     )
     parser.addoption("--seed", type=int, help="begin with this seed")
+    parser.addoption(
+        "--part", metavar="K/N", type=_part, help="with --torture, only every N-th of listed cases"
+    )
     parser.addoption("--count-cases", action="store_true", help="say how many cases each torture test ran")
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not 1 <= int(number) <= int(of):
+        raise ValueError(text)
+    return int(number), int(of)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,8 +54,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Rounds:
-    def __init__(self, minutes: float | None, first: int | None) -> None:
+    def __init__(self, minutes: float | None, first: int | None, part: tuple[int, int] | None = None) -> None:
         self._minutes = minutes
+        self._part = part or (1, 1)
         self.long = minutes is not None
         self._first = first if first is not None else int.from_bytes(os.urandom(3)) * 1000 if self.long else 1
         self.seed: int | None = None
@@ -63,9 +75,12 @@ class Rounds:
         self.seed = None
 
     def some(self, cases: Sequence[T], short: int) -> Sequence[T]:
-        """At most `short` of the cases in the suite, by chance but with the ends; all with --torture.  Each counts."""
+        """At most `short` of the cases in the suite, by chance but with the ends; all with --torture, or a part.  Each counts."""
         chosen = cases
-        if not self.long and len(cases) > short:
+        if self.long:
+            number, of = self._part
+            chosen = cases[number - 1 :: of]
+        elif len(cases) > short:
             self.seed = self._first
             inner = Random(self._first).sample(range(1, len(cases) - 1), max(short - 2, 0))
             chosen = [cases[at] for at in sorted({0, len(cases) - 1, *inner})]
@@ -78,7 +93,11 @@ class Rounds:
 
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]) -> Iterator[Rounds]:
-    made = Rounds(request.config.getoption("--torture"), request.config.getoption("--seed"))
+    made = Rounds(
+        request.config.getoption("--torture"),
+        request.config.getoption("--seed"),
+        request.config.getoption("--part"),
+    )
     request.node.stash[_ROUNDS] = made
     first = made._first
     yield made
