@@ -58,18 +58,18 @@ class Keys:
 
     def wipe(self) -> None:
         """Nothing can be sealed or opened with these any more, nor with the bundle they came from."""
-        for key in (
-            *self._keys.values(),
-            *self.blob_keys.values(),
-            self._snapshot,
-            self.page,
-            self.index_tag,
-        ):
+        derived = (*self.blob_keys.values(), self._snapshot, self.page, self.index_tag)
+        keys = (*self._keys.values(), *derived)
+        # First: whoever is late must not take for damage what he cannot open any more.
+        self._keys, self.blob_keys = {}, {}
+        for key in keys:
             wipe(key)
 
     def sealing(self, kind: int, epoch: int | None = None) -> bytes:
         """The named key that seals objects of this kind (L.DATA_VOLUME ...); None: of now."""
         epoch = self.epoch if epoch is None else epoch
+        if not self._keys:
+            raise RuntimeError("the repository was closed, and its keys were wiped")
         try:
             return self._keys[L.OBJECT_KEYS[kind], epoch]
         except KeyError:
