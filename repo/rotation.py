@@ -95,7 +95,8 @@ class _Rotation:
         if state.newer:
             said = next(text for text in state.problems if "newer keys" in text)
             raise OldKeys(
-                f"nothing was changed: {said}; if nobody has changed the keys, somebody has put that file into events/: move it away"
+                f"nothing was changed: {said}; if nobody has changed the keys, somebody has put that file into events/: move it "
+                "away"
             )
         self._snapshots = [snapshot.id for snapshot in state.snapshots]
         self._notes = state.key_notes
