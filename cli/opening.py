@@ -53,12 +53,15 @@ def place(settings: Settings) -> str:
     return where
 
 
-def open_repository(settings: Settings, progress: Progress, *, even_rolled_back: bool = False) -> Repository:
+def open_repository(
+    settings: Settings, progress: Progress, *, even_rolled_back: bool = False, backing_up: bool = False
+) -> Repository:
     """Open it, with up to three tries where the password is typed.
 
-    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`.
+    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`; BackupOnly for a key that
+    can do nothing else, unless `backing_up`.
     """
-    repository, password = _open(settings, progress)
+    repository, password = _open(settings, progress, backing_up=backing_up)
     passwords.forget(password)
     try:
         repository.refuse_rollback(settings.accept_rollback)
@@ -81,7 +84,7 @@ def open_newest(settings: Settings, progress: Progress) -> tuple[Repository, pas
 
 
 def _open(
-    settings: Settings, progress: Progress, *, newest: bool = False
+    settings: Settings, progress: Progress, *, newest: bool = False, backing_up: bool = False
 ) -> tuple[Repository, passwords.Password]:
     prepare_log(settings.json)
     keep_memory()
@@ -91,8 +94,9 @@ def _open(
     def attempt(password: passwords.Password) -> tuple[Repository, passwords.Password]:
         cache_dir = settings.cache_dir or os.environ.get("SNAPFS_CACHE_DIR") or None
         repository = Repository.open(
-            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress, newest=newest
-        )
+            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress, newest=newest,
+            backing_up=backing_up,
+        )  # fmt: skip
         return repository, password
 
     if not os.path.exists(os.path.join(where, "config")):

@@ -67,8 +67,11 @@ class Client:
     an id of its own, and leaves the file as it is: the next one may be able to.
     """
 
-    def __init__(self, folder: str | None, system: System, place: bytes = b"") -> None:
-        """`folder`: <repository>-<place>, beside those of other places; None: nothing is kept."""
+    def __init__(
+        self, folder: str | None, system: System, place: bytes = b"", own: bytes | None = None
+    ) -> None:
+        """`folder`: <repository>-<place>, beside those of other places; None: nothing is kept.  `own`: the client id, if it is
+        not for this file to say."""
         self._lock = threading.RLock()
         self._path = None if folder is None else os.path.join(folder, "client")
         self.was_damaged = False
@@ -80,9 +83,16 @@ class Client:
         self.is_new = found is None
         self.predecessors = () if found is not None else self._heads_at(place)
         """Heads seen at this path when another folder stood there."""
-        found = found or Remembered(system.salt()[:16])
+        found = found or Remembered(own or system.salt()[:16])
+        if own is not None and found.client != own:
+            found = Remembered(own)
         self.remembered = msgspec.structs.replace(found, place=place or found.place)
         self._read = found
+
+    @property
+    def slot_hint(self) -> str:
+        """The key slot to try first: the one that opened last, here or, with a key that can only back up, beside it."""
+        return self.remembered.slot or next((found.slot for found in self._elsewhere() if found.slot), "")
 
     @property
     def id(self) -> bytes:
@@ -138,8 +148,7 @@ class Client:
         if path is None:
             return None
         try:
-            with open(path, "rb") as f:
-                data = f.read()
+            found = _recall(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -150,7 +159,6 @@ class Client:
                 path, error.strerror,
             )  # fmt: skip
             return None
-        found = _decode(data)
         self.was_damaged = found is None
         return found
 
@@ -176,8 +184,7 @@ class Client:
             for name in sorted(os.listdir(os.path.dirname(own))):
                 if name.startswith(prefix) and name != os.path.basename(own):
                     with contextlib.suppress(OSError):
-                        with open(os.path.join(os.path.dirname(own), name, "client"), "rb") as f:
-                            found = _decode(f.read())
+                        found = _recall(os.path.join(os.path.dirname(own), name, "client"))
                         if found is not None:
                             yield found
 
@@ -232,8 +239,7 @@ class Client:
         """Take over what another process of this client has added since this one read the file."""
         assert self._path is not None
         try:
-            with open(self._path, "rb") as f:
-                theirs = _decode(f.read())
+            theirs = _recall(self._path)
         except FileNotFoundError:
             return
         if theirs is None or theirs.client != self.id or theirs == self._read:
@@ -249,6 +255,20 @@ class Client:
             gaps=_merged(own.gaps, read.gaps, theirs.gaps),
         )
         self._read = theirs
+
+
+def _recall(path: str) -> Remembered | None:
+    """What a state file says; None: nothing, at a second look either.  What one bad read lost would be lost for good.
+
+    Raises OSError.
+    """
+    found = None
+    for _ in range(2):
+        with open(path, "rb") as f:
+            found = _decode(f.read())
+        if found is not None:
+            break
+    return found
 
 
 def _decode(data: bytes) -> Remembered | None:

@@ -145,6 +145,9 @@ class _Rotation:
         for before, name in made.items():
             self._announce(slots, name, before, is_new=name == current and new_password is not None)
         others = [name for name, _ in slots.notes() if name not in made.values()]
+        for slot in map(bytes.fromhex, others):
+            if (note := self._notes.get(slot)) is not None and note.backs_up is not None:
+                events.remove_key(slot)  # it was granted something, which new keys do not end
         repository.storage.remove_all(f"keys/{name}" for name in others)
         self._seal_config(keys, bundle)
         ended = tuple(name for name in others if name not in made)

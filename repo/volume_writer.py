@@ -43,6 +43,8 @@ class VolumeWriter:
         self.frames: list[layout.FrameEntry] = []
         self.words: list[int] = []
         self.ids: list[BlobId] = []
+        self._behind = hashlib.sha256()
+        """Of what was written behind the frames that hold blobs."""
         new.write(sealer.header)
 
     def fits(self, body: int, blobs: int, volume_size: int) -> bool:
@@ -73,13 +75,17 @@ class VolumeWriter:
         tail = layout.Tail(self.sealer.frames, len(parts), self.used)
         for part in parts:
             self._write(L.FRAME_DIRECTORY, part)
-        self.new.write(self.sealer.tail(tail.encode()))
-        self.used += L.TAIL_SIZE
+        self._write_behind(self.sealer.tail(tail.encode()))
 
     def _write(self, kind: int, body: bytes) -> None:
         head, sealed = self.sealer.frame(self.sealer.number(), kind, L.STORED, 0, len(body), body)
-        self.new.write(head, sealed)
-        self.used += len(head) + len(sealed)
+        self._write_behind(head, sealed)
+
+    def _write_behind(self, *parts: bytes) -> None:
+        self.new.write(*parts)
+        for part in parts:
+            self._behind.update(part)
+            self.used += len(part)
 
     def discard(self) -> None:
         self.new.discard()
@@ -105,15 +111,15 @@ class VolumeWriter:
         """Read the finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged
         if it is not as meant."""
         where, kind, new, size = "a volume just written", self.kind, self.new, self.used
-        header = new.read(0, L.HEADER_SIZE)
-        opener = volumes.make_opener(kind, header, where)
+        header = new.read(0, len(self.sealer.header))
+        opener = volumes.written(kind, self.sealer, header, where)
         digest = hashlib.sha256(header)
         end = new.read(size - L.TAIL_SIZE, L.TAIL_SIZE)
         tail = layout.decode_tail(opener.tail(end), size, where)
         directory = new.read(tail.offset, size - L.TAIL_SIZE - tail.offset)
         words = struct.pack(f"<{len(self.words)}I", *self.words)
         entries: list[tuple[BlobId, Location]] = []
-        at, current, plain = L.HEADER_SIZE, -1, b""
+        at, current, plain = len(header), -1, b""
         for blob, blob_kind, location in layout.decode_directory(opener, tail, directory):
             if location.frame != current:
                 current = location.frame
@@ -133,12 +139,17 @@ class VolumeWriter:
                     "a blob does not read back as it was written: is the memory of this machine sound?", where
                 )
             entries.append((blob, location))
+        behind = hashlib.sha256()
         while at < size:
             rest = new.read(at, min(_COPY, size - at))
             if not rest:
                 raise Damaged("shorter than what was written", where)
             digest.update(rest)
+            behind.update(rest)
             at += len(rest)
+        # Nothing opens these bytes, and they count for the name: it must not be that of a read that went wrong once.
+        if behind.digest() != self._behind.digest():
+            raise Damaged("it does not read back as it was written", where)
         again = layout.encode_directory(self.frames, self.words, self.ids)
         if [*layout.directory_plain(opener, tail, directory)] != again or [b for b, _ in entries] != self.ids:
             raise Damaged("its directory is not what was written", where)

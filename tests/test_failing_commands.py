@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from support import same
-from support.interpose import CHANGES, CLOCK, FAIL, FOREVER, LOOKS, READS, SHORT, Fault
+from support.interpose import CHANGES, CLOCK, FAIL, FOREVER, LOOKS, READS, SHORT, WRONG, Fault
 from support.scene import VERBS, Scene
 from support.torture import Rounds
 
@@ -32,6 +32,7 @@ FAULTS = {
     "EIO while reading": Fault(FAIL, param=errno.EIO, what=READS),
     "EIO while reading, for good": Fault(FAIL, last=FOREVER, param=errno.EIO, what=READS),
     "short read": Fault(SHORT, what=READS),
+    "wrong read": Fault(WRONG, what=READS),
     "EIO while looking": Fault(FAIL, param=errno.EIO, what=LOOKS),
     "EIO while looking, for good": Fault(FAIL, last=FOREVER, param=errno.EIO, what=LOOKS),
     "EACCES while looking": Fault(FAIL, param=errno.EACCES, what=LOOKS),

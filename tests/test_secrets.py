@@ -117,11 +117,28 @@ def test_no_name_content_or_password_is_in_any_file(cli: Cli, monkeypatch: pytes
         ["key", "list"], ["check"],
     ):  # fmt: skip
         assert cli(*args).code in (0, 1), args
+    _by_a_machine_that_can_only_back_up(cli, monkeypatch)
     for where in (cli.repo, cli.repo / "tmp", cli.folder / "home"):  # what a failure leaves behind, too
         for nth in (1, 5, 12):
             with Calls(where, lambda number, kind, nth=nth: number == nth, Fail(28)).installed():
                 cli("backup", str(cli.source), *more)
     assert elsewhere(cli) == []
+
+
+def _by_a_machine_that_can_only_back_up(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own index and state lie beside the others."""
+    with monkeypatch.context() as machine:
+        machine.setitem(Repository.add_backup_only_key.__kwdefaults__, "cost", repositories.CHEAP)
+        machine.setenv("SNAPFS_NEW_PASSWORD", CANARIES["password"] + "2")
+        assert cli("key", "add", "--backup-only", CANARIES["host"]).code == 0
+        machine.setenv("SNAPFS_PASSWORD", CANARIES["password"] + "2")
+        for nth in (3, None):
+            with Calls(cli.repo, lambda number, kind, nth=nth: number == nth, Fail(28)).installed():
+                done = cli(
+                    "backup", str(cli.source), "--tag", CANARIES["tag"], "--exclude", CANARIES["exclude"]
+                )
+            assert done.code == (0 if nth is None else 1), done
+        assert cli("snapshots").code == 13
 
 
 def test_a_canary_is_seen(cli: Cli) -> None:

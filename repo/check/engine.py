@@ -18,6 +18,7 @@ from snapfs.repo.check.scrubbers import Scrubbers
 from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.events import refused_events
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import sound_slot
@@ -76,6 +77,8 @@ class _Check:
         state = repository.events.load()
         for text in state.problems:
             result.add("event", text, "events")
+        if state.refused:
+            result.notes.append(refused_events(state.refused))
         result.missing_events = len(state.missing)
         if state.accepted:
             result.notes.append(
@@ -216,6 +219,9 @@ class _Check:
             repository.note_damaged(damaged.intersection(repository.volumes.listing()))
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
         self._heal(unusable, read, listing)
+        # Every id in them was compared: they are as good now as if a machine had written them that is trusted.
+        if new := [v.name for v in index.volumes() if v.usable and not v.verified and v.name in sound & read]:
+            index.mark(new, True)
         return not wrong and not damaged
 
     def _heal(self, unusable: set[bytes], read: set[bytes], listing: Listing) -> None:

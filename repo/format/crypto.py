@@ -1,5 +1,5 @@
-"""The primitives, and nothing but: HKDF-SHA256, AES-256-GCM, keyed BLAKE3, Argon2id; and how a secret is wiped.  The only module
-importing `cryptography` and `blake3`."""
+"""The primitives, and nothing but: HKDF-SHA256, AES-256-GCM, keyed BLAKE3, Argon2id, X25519, Ed25519; and how a secret is wiped.
+The only module importing `cryptography` and `blake3`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import hmac
 import sys
 
 from blake3 import blake3
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -16,7 +18,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from snapfs.repo.format.labels import KEY_SIZE
 
-__all__ = ["AESGCM", "InvalidTag", "argon2id", "equal", "hkdf", "keyed_hash", "wipe"]
+__all__ = [
+    "AESGCM", "InvalidTag", "argon2id", "equal", "hkdf", "keyed_hash", "sign", "verifies", "verifying_key", "wipe", "x25519",
+    "x25519_public",
+]  # fmt: skip
 
 _BYTES_HEADER = bytes.__basicsize__ - 1
 """What CPython keeps of a bytes object before its bytes; behind them is a zero."""
@@ -63,3 +68,32 @@ def _derived(kdf: Argon2id, password: bytes | bytearray) -> bytes:
 def equal(a: bytes, b: bytes) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(a, b)
+
+
+def x25519_public(private: bytes) -> bytes:
+    """The public key (32 bytes) of any 32 bytes (RFC 7748)."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def x25519(private: bytes, public: bytes) -> bytes:
+    """The shared secret, 32 bytes.  Raises ValueError for a public key that makes it zero, whatever the private one is."""
+    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def verifying_key(seed: bytes) -> bytes:
+    """The public key (32 bytes) of an Ed25519 seed (RFC 8032)."""
+    return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+
+
+def sign(seed: bytes, message: bytes) -> bytes:
+    """Ed25519, 64 bytes."""
+    return Ed25519PrivateKey.from_private_bytes(seed).sign(message)
+
+
+def verifies(public: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether the holder of the seed signed this; False, too, for a key that is none."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -18,10 +18,12 @@ from snapfs.repo.format.crypto import AESGCM, InvalidTag, equal, hkdf, wipe
 _FIXED = struct.Struct("<8sHHIBBBBI16s32s32s")
 assert _FIXED.size == L.HEADER_SIZE
 _FRAME = struct.Struct("<BBHIII")
+_WRAPS = (L.WRAP_REPOSITORY, L.WRAP_PASSWORD, L.WRAP_BACKUP_ONLY)
 
 
 class Header(NamedTuple):
-    """The clear header.  `extra` follows the fixed part (the Argon2id parameters of a key slot)."""
+    """The clear header.  `extra` follows the fixed part: the Argon2id parameters of a key slot, the ephemeral public key of wrap
+    kind 2."""
 
     kind: int
     repository: bytes
@@ -68,11 +70,15 @@ def parse_header(data: bytes, where: str) -> Header:
         raise UnsupportedFormat(
             f"{where}: format version {version}, this snapfs reads {L.FORMAT_VERSION}: install a newer snapfs"
         )
-    if features or suite != L.SUITE_AES_256_GCM or wrap not in (L.WRAP_REPOSITORY, L.WRAP_PASSWORD):
+    if features or suite != L.SUITE_AES_256_GCM or wrap not in _WRAPS:
         raise UnsupportedFormat(
             f"{where}: needs features {features:#x}, suite {suite}, wrap kind {wrap}: install a newer snapfs"
         )
     if reserved or not L.HEADER_SIZE <= length <= L.HEADER_LIMIT or len(data) < length:
+        raise Damaged("bad header", where)
+    if wrap == L.WRAP_BACKUP_ONLY and (
+        kind not in L.BACKUP_ONLY_LABELS or length != L.BACKUP_ONLY_HEADER_SIZE
+    ):
         raise Damaged("bad header", where)
     return Header(
         kind, repository, salt, commitment, epoch, wrap, suite, features, bytes(data[L.HEADER_SIZE : length])
@@ -87,9 +93,10 @@ def as_of_this_format(data: bytes) -> bytes:
     return fixed + data[_FIXED.size :]
 
 
-def derive(key: bytes, salt: bytes, kind: int) -> tuple[bytes, bytes]:
+def derive(key: bytes, salt: bytes, kind: int, wrap: int = L.WRAP_REPOSITORY) -> tuple[bytes, bytes]:
     """(key, commitment), 32 bytes each, of the object of this kind and salt."""
-    both = hkdf(key, salt, L.OBJECT_LABELS[kind], 2 * L.KEY_SIZE)
+    labels = L.BACKUP_ONLY_LABELS if wrap == L.WRAP_BACKUP_ONLY else L.OBJECT_LABELS
+    both = hkdf(key, salt, labels[kind], 2 * L.KEY_SIZE)
     parts = both[: L.KEY_SIZE], both[L.KEY_SIZE :]
     wipe(both)
     return parts
@@ -117,11 +124,16 @@ class _Keyed:
 
 
 class Sealer(_Keyed):
-    """Seals one object, front to back.  `header` is to be written first; frames are numbered as they are sealed."""
+    """Seals one object, front to back.  `header` is to be written first; frames are numbered as they are sealed.  Of wrap kind 2
+    the key is its own from now on, and wiped with it."""
+
+    _agreed = b""
 
     def __init__(self, key: bytes, kind: int, repository: bytes, salt: bytes, *, epoch: int = 1,
                  wrap: int = L.WRAP_REPOSITORY, extra: bytes = b"") -> None:  # fmt: skip
-        object_key, commitment = derive(key, salt, kind)
+        object_key, commitment = derive(key, salt, kind, wrap)
+        self._agreed = key if wrap == L.WRAP_BACKUP_ONLY else b""
+        """What only this sealer has: nobody here can derive it again."""
         self.header = Header(kind, repository, salt, commitment, epoch, wrap, extra=extra).encode()
         super().__init__(object_key)
         self.frames = 0
@@ -144,6 +156,15 @@ class Sealer(_Keyed):
     def tail(self, plain: bytes) -> bytes:
         return self._aead.encrypt(_TAIL_NONCE, plain, self.header)
 
+    def opener(self, data: bytes, where: str, kind: int, repository: bytes) -> Opener:
+        """Of what was just sealed with wrap kind 2, as it was read back.  Raises Damaged."""
+        return Opener(self._agreed, data, where, kind, repository)
+
+    def __del__(self) -> None:
+        if wipe is not None:
+            wipe(self._agreed)
+        super().__del__()
+
 
 class Opener(_Keyed):
     """Opens the frames of one object, in any order.  Safe to use from several threads."""
@@ -154,11 +175,12 @@ class Opener(_Keyed):
         parsed = parse_header(header, where)
         if parsed.kind != kind or (repository is not None and parsed.repository != repository):
             raise Damaged("belongs to another repository or is of another kind", where)
-        object_key, commitment = derive(key, parsed.salt, kind)
+        object_key, commitment = derive(key, parsed.salt, kind, parsed.wrap)
         super().__init__(object_key)
         if not equal(commitment, parsed.commitment):
             raise Damaged("sealed with another key", where)
         self.header = parsed.encode()
+        self.wrap = parsed.wrap
         self.epoch = parsed.epoch
         self.where = where
 

@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 enum { CREATE = 1, WRITE, FSYNC, RENAME, MKDIR, UNLINK, RMDIR, TRUNCATE, LINK, OPEN, READ };
-enum { NOTHING, DIE, FAIL, SHORT, FAKE, CUT, CLOCK };
+enum { NOTHING, DIE, FAIL, SHORT, FAKE, CUT, CLOCK, WRONG };
 enum { CHANGES = 1, READS = 2, LOOKS = 4 };
 
 static struct {
@@ -207,6 +207,7 @@ static ssize_t do_read(int fd, void *data, size_t size, int64_t offset) {
     ssize_t result;
     if (action == FAIL) { errno = on.param; result = -1; }
     else result = GET(action == SHORT && size > 1 ? (on.param && (size_t)on.param < size ? (size_t)on.param : size / 2) : size);
+    if (action == WRONG && result > 0) ((char *)data)[result / 2] ^= 1;
     leave();
     return result;
 }

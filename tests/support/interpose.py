@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 SOURCE = Path(__file__).with_suffix(".c")
-NOTHING, DIE, FAIL, SHORT, FAKE, CUT, CLOCK = range(7)
-"""SHORT: half of a read or write is done, and said; CUT: the file system of `power` is shut down; CLOCK: jumps by `param` s."""
+NOTHING, DIE, FAIL, SHORT, FAKE, CUT, CLOCK, WRONG = range(8)
+"""SHORT: half of a read or write is done, and said; CUT: the file system of `power` is shut down; CLOCK: jumps by `param` s;
+WRONG: a bit of what was read is another."""
 CHANGES, READS, LOOKS = 1, 2, 4
 """LOOKS: at names (stat, access, readlink) and at what is in folders; they can only fail."""
 FOREVER = 1 << 40
