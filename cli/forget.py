@@ -16,12 +16,12 @@ from snapfs.cli.prune import run as run_prune
 from snapfs.cli.render import complain, count, document, out, size, text
 from snapfs.cli.snapshots import all_named, print_table, snapshot_json
 from snapfs.repo.errors import RepositoryError, UsageError
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.prune.engine import PruneOptions
 from snapfs.repo.query.freed import freed
 from snapfs.repo.repository import Repository
 from snapfs.repo.retention import Group, Policy, plan, plan_without_policy
 from snapfs.repo.select import Filter, choose, find, is_name
+from snapfs.repo.state import State, StoredSnapshot
 
 
 @command()
