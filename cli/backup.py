@@ -20,7 +20,7 @@ from snapfs.repo.backup.engine import backup as run_backup
 from snapfs.repo.backup.files_from import files_from
 from snapfs.repo.backup.options import BackupOptions, BackupResult
 from snapfs.repo.backup.patterns import Excludes
-from snapfs.repo.errors import UsageError
+from snapfs.repo.errors import BackupOnly, UsageError
 from snapfs.repo.repository import Repository
 from snapfs.repo.select import find, parse_tags
 
@@ -114,10 +114,13 @@ def backup(settings: Settings, paths: tuple[bytes, ...], **given: Any) -> int:
         raise UsageError(f"--time {given['when']}: a snapshot's time lies between the years 1678 and 2262")
     tags = tuple(sorted({tag for tags in parse_tags(given["tag"]) for tag in tags}))
     begun = time.time_ns()
-    with open_repository(settings, progress) as repository:
+    with open_repository(settings, progress, backing_up=True) as repository:
+        keys = repository.keys
+        if not keys.can_read and given["parent"] is not None:
+            raise BackupOnly(", and goes on from its own last snapshot, so there is no --parent")
         options = BackupOptions(
             paths=sources,
-            host=given["host"] or os.fsencode(socket.gethostname()),
+            host=given["host"] or (os.fsencode(socket.gethostname()) if keys.can_read else keys.host),
             user=os.fsencode(who()["user"]),
             excludes=excludes,
             tags=tags,

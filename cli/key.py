@@ -19,6 +19,7 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.recovery import recovery
 from snapfs.cli.render import document, iso, line, moment, out, table
 from snapfs.cli.rotate import rotate
+from snapfs.repo.errors import UsageError
 from snapfs.repo.events import KeyNote
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.keyslot import Cost
@@ -43,7 +44,7 @@ def key() -> None:
     """
 
 
-def _new_password(settings: Settings, file: str | None, empty: bool) -> bytes:
+def _new_password(settings: Settings, file: str | None, empty: bool) -> passwords.Password:
     password = passwords.given("SNAPFS_NEW_", file, None, empty, reporter(settings).notice)
     return (
         passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD")
@@ -93,17 +94,24 @@ def _cost_options(function: Any) -> Any:
     return call
 
 
+def kind_of(note: KeyNote | None) -> str:
+    if note is None or not (note.is_recovery or note.backs_up is not None):
+        return "password"
+    return "recovery key" if note.is_recovery else "backup-only"
+
+
 def _note(name: str, note: KeyNote | None, current: bool) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if note is not None:
-        kind = "recovery key" if note.is_recovery else "password"
         about = {
-            "kind": kind,
+            "kind": kind_of(note),
             "label": note.label,
             "hostName": note.host,
             "userName": note.user,
             "epoch": note.epoch,
         }
+        if note.backs_up is not None:
+            about["backsUp"] = note.backs_up
     when = {} if note is None else {"created": iso(note.time)}
     return {"id": name, "current": current, **about, **when}
 
@@ -129,7 +137,8 @@ def list_keys(settings: Settings) -> None:
                 ("",) * 5
                 if note is None
                 else (
-                    ("recovery key" if note.is_recovery else "password")
+                    kind_of(note)
+                    + (f" ({line(note.backs_up)})" if note.backs_up is not None else "")
                     + (" (old keys)" if note.epoch < repository.keys.epoch else ""),
                     line(note.label),
                     line(note.user),
@@ -146,24 +155,38 @@ def list_keys(settings: Settings) -> None:
 @command()
 @_new_options
 @_cost_options
+@click.option(
+    "--backup-only",
+    metavar="HOST",
+    help="For a machine that is to add backups of this host and can do nothing else: it reads nothing of the repository.",
+)
 def add(
     settings: Settings,
     new_password_file: str | None,
     new_insecure_no_password: bool,
     label: str,
     cost: dict[str, Cost],
+    backup_only: str | None,
 ) -> None:
     """Add a password: it opens everything the others open.
+
+    With --backup-only it opens nothing: `snapfs backup` with it adds snapshots, which only the other passwords read and remove.
 
     \b
     Examples:
       snapfs key add --label colleague
       snapfs key add --new-password-file /root/second-password
+      snapfs key add --backup-only web1 --new-password-file /root/password-of-web1
     """
+    if backup_only is not None and (not backup_only.strip() or "\0" in backup_only):
+        raise UsageError("--backup-only: name the host that is to be backed up")
     with open_repository(settings, reporter(settings)) as repository:
-        name = repository.add_key(
-            _new_password(settings, new_password_file, new_insecure_no_password), label=label, **who(), **cost
-        )
+        password = _new_password(settings, new_password_file, new_insecure_no_password)
+        if backup_only is not None:
+            name = repository.add_backup_only_key(password, backup_only, label=label, **who(), **cost)
+            _say(settings, f"added the backup-only key {name[:8]} for {line(backup_only)}", "key_added", name)
+            return
+        name = repository.add_key(password, label=label, **who(), **cost)
         _say(settings, f"added the password {name[:8]}", "key_added", name)
 
 
@@ -205,7 +228,7 @@ def remove(settings: Settings, id: str) -> None:
     with open_repository(settings, reporter(settings)) as repository:
         name = slot_named(repository, id)
         note = dict(repository.key_slots()).get(name)
-        what = "recovery key" if note is not None and note.is_recovery else "password"
+        what = kind_of(note) + (" key" if note is not None and note.backs_up is not None else "")
         repository.remove_key(name)
         _say(settings, f"removed the {what} {name[:8]}", "key_removed", name)
 

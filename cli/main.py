@@ -2,7 +2,8 @@
 
 Verbs are loaded when they are used, so that --help and --version answer at once; nothing of the engine is imported here.
 Exit codes are restic's: 0 done, 1 failed, 3 some source files could not be read, 10 no repository, 11 locked, 12 wrong
-password, 130 interrupted; and 20 damage found, 24 mount problem, 25 put back to an older state, 26 old keys.
+password, 130 interrupted; and 13 a key that can only back up, 20 damage found, 24 mount problem, 25 put back to an older state,
+26 old keys.
 """
 
 from __future__ import annotations

@@ -53,12 +53,16 @@ def place(settings: Settings) -> str:
     return where
 
 
-def open_repository(settings: Settings, progress: Progress, *, even_rolled_back: bool = False) -> Repository:
+def open_repository(
+    settings: Settings, progress: Progress, *, even_rolled_back: bool = False, backing_up: bool = False
+) -> Repository:
     """Open it, with up to three tries where the password is typed.
 
-    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`.
+    Raises RolledBack if events are gone that were here, unless --accept-rollback or `even_rolled_back`; BackupOnly for a key that
+    can do nothing else, unless `backing_up`.
     """
-    repository, _ = _open(settings, progress)
+    repository, password = _open(settings, progress, backing_up=backing_up)
+    passwords.forget(password)
     try:
         repository.refuse_rollback(settings.accept_rollback)
     except BaseException as error:
@@ -68,7 +72,7 @@ def open_repository(settings: Settings, progress: Progress, *, even_rolled_back:
     return repository
 
 
-def open_newest(settings: Settings, progress: Progress) -> tuple[Repository, bytes]:
+def open_newest(settings: Settings, progress: Progress) -> tuple[Repository, passwords.Password]:
     """The same, with the newest keys that the password opens, and that password."""
     repository, password = _open(settings, progress, newest=True)
     try:
@@ -79,17 +83,20 @@ def open_newest(settings: Settings, progress: Progress) -> tuple[Repository, byt
     return repository, password
 
 
-def _open(settings: Settings, progress: Progress, *, newest: bool = False) -> tuple[Repository, bytes]:
+def _open(
+    settings: Settings, progress: Progress, *, newest: bool = False, backing_up: bool = False
+) -> tuple[Repository, passwords.Password]:
     prepare_log(settings.json)
     keep_memory()
     sys.setswitchinterval(_SWITCH_SECONDS)
     where = place(settings)
 
-    def attempt(password: bytes) -> tuple[Repository, bytes]:
+    def attempt(password: passwords.Password) -> tuple[Repository, passwords.Password]:
         cache_dir = settings.cache_dir or os.environ.get("SNAPFS_CACHE_DIR") or None
         repository = Repository.open(
-            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress, newest=newest
-        )
+            where, password, cache_dir=cache_dir, no_cache=settings.no_cache, progress=progress, newest=newest,
+            backing_up=backing_up,
+        )  # fmt: skip
         return repository, password
 
     if not os.path.exists(os.path.join(where, "config")):

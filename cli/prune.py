@@ -70,11 +70,16 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     callback=seconds,
     help="Wait so long (5m, 2h) for backups that run; new ones wait meanwhile.",
 )
+@click.option(
+    "--rewrite-old-keys",
+    is_flag=True,
+    help="Rewrite all that is sealed with keys from before `snapfs key rotate`.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask.  Needed where there is no terminal.")
 def prune(
     settings: Settings, max_unused: Unused, max_repack_size: int | None, max_scatter: Scatter, retry_lock: float,
-    dry_run: bool, yes: bool,
+    rewrite_old_keys: bool, dry_run: bool, yes: bool,
 ) -> int:  # fmt: skip
     """Free the space of forgotten snapshots.
 
@@ -92,7 +97,9 @@ def prune(
       snapfs prune --yes --retry-lock 10m
     """
     progress = reporter(settings, job=True)
-    options = PruneOptions(max_unused, max_repack_size, max_scatter, retry_lock, dry_run=dry_run)
+    options = PruneOptions(
+        max_unused, max_repack_size, max_scatter, retry_lock, dry_run=dry_run, old_keys=rewrite_old_keys
+    )
     with open_repository(settings, progress) as repository:
         result = run(settings, repository, options, progress, asking(yes))
     return finish(settings, result)

@@ -22,6 +22,10 @@ _UNTRUSTED = (
     "this repository was not made on this machine: setuid and setgid bits, devices and security attributes are left out; "
     "if you trust all who write to it: --trusted"
 )
+_BACKUP_ONLY = (
+    "a machine that can only back up made this snapshot: setuid and setgid bits, devices and security attributes are left out; "
+    "if you trust that machine: --trusted"
+)
 
 
 @command()
@@ -96,10 +100,10 @@ def restore(settings: Settings, snapshot: bytes, wanted: Filter, target: bytes, 
             root = repository.trees.resolve(chosen.record.root, folder)
             selected["include"] = ["/" + _literal(name)]
         if given["untrusted"] is None:
-            own = repository.created_here
-            given["untrusted"] = not own
-            if not own:
-                progress.notice(_UNTRUSTED)
+            why = _UNTRUSTED if not repository.created_here else _BACKUP_ONLY if chosen.backup_only else None
+            given["untrusted"] = why is not None
+            if why is not None:
+                progress.notice(why)
         options = RestoreOptions(selection=Selection.build(**selected), overwrite=overwrite, **given)
         if not (settings.json or settings.quiet):
             out(

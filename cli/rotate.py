@@ -51,7 +51,7 @@ def rotate(
     """Seal everything from now on with new keys: after a password or a computer was stolen.
 
     Who had a password, or a copy of a key slot, can then read what was stored before, and nothing that comes.  Other passwords
-    and recovery keys end, unless they are given here.
+    and recovery keys end, unless they are given here.  The past stays as it is: `snapfs prune --rewrite-old-keys`.
 
     While a backup runs, nothing is done: the exit code is then 11.
 
@@ -110,7 +110,7 @@ def _named(name: str, note: KeyNote | None) -> str:
     return f"{name[:8]} ({kind}{label}, {line(note.user)} on {line(note.host)}, {moment(note.time)})"
 
 
-def _asked(repository: Repository, name: str, note: KeyNote | None) -> dict[str, bytes]:
+def _asked(repository: Repository, name: str, note: KeyNote | None) -> dict[str, bytes | bytearray]:
     """The password of another slot, if whoever sits here knows it."""
     for _ in range(_TRIES):
         word = passwords.ask(f"to keep {_named(name, note)}, type it; else it ends [Enter]: ")

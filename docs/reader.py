@@ -14,7 +14,8 @@ and devices back.  No file that exists is overwritten (folders are merged: choos
 outside of TARGET or through a symbolic link.  What is damaged is named on stderr and the rest goes on: lost ranges of a
 file read as zeros, a volume whose directory is damaged is walked frame by frame.
 Memory: the place of every blob is kept in one dict, some 250 bytes each; the content of files is streamed.
-Exit: 0 all is well; 1 something is damaged, missing or could not be restored; 2 usage; 10 no repository; 12 wrong password.
+Exit: 0 all is well; 1 something is damaged, missing or could not be restored; 2 usage; 10 no repository; 12 wrong password;
+13 a key that can only back up.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from unicodedata import category
 
 import zstandard
 from blake3 import blake3
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -110,6 +113,14 @@ def decode(data: bytes, at: int = 0) -> tuple[Any, int]:
     return values, at
 
 
+def signed_by(key: bytes, message: bytes, signature: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def record(data: bytes | Sealed) -> list[Any]:
     data = data.frame(0, len(data.header))[1][0][1] if isinstance(data, Sealed) else data
     value, end = decode(data)
@@ -126,16 +137,28 @@ class Sealed:
     """A file with its header checked and its key derived."""
 
     def __init__(self, path: Path, kind: int, rid: bytes | None, key: Callable[[bytes], bytes]) -> None:
-        want = 116 if kind == 5 else 104
         with open(path, "rb") as f:
-            h = self.header = f.read(want).ljust(want, b"\0")
+            h = f.read(136).ljust(136, b"\0")
         self.path, self.size, self.epoch = path, path.stat().st_size, int.from_bytes(h[20:24], "little")
         magic, version, length, features, suite, wrap, found = struct.unpack_from("<8sHHIBBB", h)
-        if (magic, length, wrap, found, rid or h[24:40]) != (b"snapfs\r\n", want, kind == 5, kind, h[24:40]):
+        self.backup_only = wrap == 2 and kind < 4  # by a key that can only back up
+        want, wraps = (136, 2) if self.backup_only else (116, 1) if kind == 5 else (104, 0)
+        h = self.header = h[:want]
+        if (magic, length, wrap, found, rid or h[24:40]) != (b"snapfs\r\n", want, wraps, kind, h[24:40]):
             raise Damaged("its header is damaged, or it does not belong here")
         if version != 1 or features or suite != 1:
             raise Damaged(f"version {version}, features {features}, suite {suite}: unknown to this reader")
-        okm = derive(key(h), f"snapfs/1/object/{OBJECTS[kind]}", 64, h[40:72])
+        sealing, label = key(h), f"object/{OBJECTS[kind]}"
+        if self.backup_only:
+            private = X25519PrivateKey.from_private_bytes(
+                derive(sealing, f"snapfs/1/backup-only/recipient/{OBJECTS[kind]}")
+            )
+            shared = private.exchange(X25519PublicKey.from_public_bytes(h[104:]))
+            sealing, label = (
+                shared + h[104:] + private.public_key().public_bytes_raw(),
+                f"backup-only/{label}",
+            )
+        okm = derive(sealing, f"snapfs/1/{label}", 64, h[40:72])
         if not hmac.compare_digest(okm[32:], h[72:104]):
             raise Damaged("the key does not fit")
         self.cipher = AESGCM(okm[:32])
@@ -185,6 +208,8 @@ class Repository:
     def __init__(self, folder: Path, password: Callable[[], bytes]) -> None:
         self.folder, slots = folder, objects(folder / "keys")
         bundle = self.unlock(slots, password()) if slots else stop(10, f"{folder}: no repository")
+        if bundle[1] != 1:
+            stop(13, "this password opens a key that can only back up: it reads nothing")
         self.keys: dict[tuple[bytes, int], bytes] = {(name, epoch): key for name, epoch, key in bundle[2]}
         self.epoch = max(epoch for _, epoch in self.keys)
         self.closing = {key for name, _, key in bundle[2] if name == b"rotation"}
@@ -241,27 +266,35 @@ class Repository:
     def snapshots(self) -> list[tuple[bytes, list[Any]]]:
         """Id and record of all that are not forgotten, oldest first."""
         key = derive(self.keys[b"id", 1], "snapfs/1/id/snapshot")
-        events, found, forgotten = {}, {}, set[bytes]()
-        new, old = set[bytes](), 0
+        events, claims, epochs, found, forgotten = {}, {}, {}, {}, set[bytes]()
         there = {bytes.fromhex(path.name): path for path in objects(self.folder / "events")}
         for name, path in there.items():
             try:
                 sealed = self.unseal(path, 3)
-                _, _, _, heads, time, body = record(sealed)[:6]
-                events[name] = {h[2] for h in heads}, time, body
-                new |= {name} if sealed.epoch == self.epoch else set()
+                event, epochs[name] = record(sealed), sealed.epoch
+                if not sealed.backup_only:
+                    _, _, _, heads, _, _ = events[name] = event[:6]
+                elif decode(event[1])[0][0] == 1:  # else it is of a later version
+                    message = b"snapfs/1/backup-only/signature" + sealed.header + event[1]
+                    claim = record(event[1])[:6]
+                    claims[name], _ = (claim, message, event[2]), [h[2] for h in claim[3]] + claim[5][:1]
             except BAD as e:
                 problem(path, e)
         if self.epoch > 1:  # an event of earlier keys counts if one of the newest names it, or it was there
-            listed = [set(events[name][2][2]) for name in self.closing & events.keys()]
-            todo, new = new.union(self.closing, self.before, *listed), set()
+            heads = {n: {h[2] for h in e[3]} for n, e in events.items()}
+            heads |= {n: {h[2] for h in c[0][3]} & claims.keys() for n, c in claims.items()}
+            listed = [set(events[name][5][2]) for name in self.closing & events.keys()]
+            newest = {n for n, epoch in epochs.items() if epoch == self.epoch}
+            todo, new = (newest & events.keys()).union(self.closing, self.before, *listed), set[bytes]()
             while todo:
                 new |= todo
-                todo = {h for name in todo & events.keys() for h in events[name][0]} - new
-            old = len(events.keys() - new)
+                todo = {h for name in todo for h in heads.get(name, ())} - new
+            new |= newest & claims.keys()
+            if old := len((events.keys() | claims.keys()) - new):
+                print(f"{old} events came after their keys were changed, and do not count", file=sys.stderr)
             events = {name: event for name, event in events.items() if name in new}
-        if old:
-            print(f"{old} events came after their keys were changed, and do not count", file=sys.stderr)
+            claims = {name: claim for name, claim in claims.items() if name in new}
+        events = {n: ({h[2] for h in e[3]}, e[4], e[5]) for n, e in self.granted(events, claims).items()}
         for name in list(events):
             try:
                 if events[name][2][0] == 1:
@@ -281,6 +314,44 @@ class Repository:
                     found[i][6] = tags
             forgotten = forgotten | set(ids) if kind == 3 else forgotten - set(ids if kind == 4 else ())
         return sorted(((i, s) for i, s in found.items() if i not in forgotten), key=lambda x: (x[1][2], x[0]))
+
+    def granted(self, events: dict[bytes, Any], claims: dict[bytes, Any]) -> dict[bytes, Any]:
+        """The events that count: those of whole keys, and of the others what they were granted to say."""
+        named = {
+            n: {h[2] for h in e[3]} for n, e in {**events, **{n: c[0] for n, c in claims.items()}}.items()
+        }
+
+        def before(name: bytes) -> set[bytes]:
+            seen, todo = set[bytes](), set(named[name])
+            while todo:
+                seen |= todo
+                todo = {h for n in todo for h in named.get(n, ())} - seen
+            return seen
+
+        grants: dict[bytes, list[Any]] = {}
+        ends: dict[bytes, dict[bytes, set[bytes]]] = {}  # slot: {event that removes it: what that had seen}
+        for name, (*_, body) in events.items():
+            if body[0] == 6 and body[3][3:4] == [b"backup-only"] and len(body[2]) > 2 and len(body[3]) > 4:
+                grants.setdefault(body[2][1], []).append((body[2][0], body[2][2], body[3][4]))
+            elif body[0] == 8 and body[2]:
+                ends.setdefault(body[2][0], {})[name] = before(name)
+        counting = dict(events)
+        for name, (event, message, signature) in claims.items():
+            with suppress(*BAD):
+                _, client, _, heads, _, body = event
+                hosts = set()
+                for slot, key, host in grants.get(client, ()):
+                    gone = ends.get(slot, {})
+                    seen = {n for s in gone.values() if not s & gone.keys() for n in s}
+                    if (not gone or name in seen) and signed_by(key, message, signature):
+                        hosts.add(host)
+                own = all(h[0] == client and h[2] not in events for h in heads)
+                own &= all(h[2] not in claims or claims[h[2]][0][1] == client for h in heads)
+                if own and hosts and body[0] in (1, 5):
+                    snapshot = record(body[1])
+                    if snapshot[3] in hosts and snapshot[8] == (body[0] == 1):
+                        counting[name] = event
+        return counting
 
     def index(self, verify: bool) -> None:
         """Where every blob is, from the directories of all volumes.  To verify, all frames are read, too."""

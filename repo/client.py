@@ -67,8 +67,11 @@ class Client:
     an id of its own, and leaves the file as it is: the next one may be able to.
     """
 
-    def __init__(self, folder: str | None, system: System, place: bytes = b"") -> None:
-        """`folder`: <repository>-<place>, beside those of other places; None: nothing is kept."""
+    def __init__(
+        self, folder: str | None, system: System, place: bytes = b"", own: bytes | None = None
+    ) -> None:
+        """`folder`: <repository>-<place>, beside those of other places; None: nothing is kept.  `own`: the client id, if it is
+        not for this file to say."""
         self._lock = threading.RLock()
         self._path = None if folder is None else os.path.join(folder, "client")
         self.was_damaged = False
@@ -80,9 +83,16 @@ class Client:
         self.is_new = found is None
         self.predecessors = () if found is not None else self._heads_at(place)
         """Heads seen at this path when another folder stood there."""
-        found = found or Remembered(system.salt()[:16])
+        found = found or Remembered(own or system.salt()[:16])
+        if own is not None and found.client != own:
+            found = Remembered(own)
         self.remembered = msgspec.structs.replace(found, place=place or found.place)
         self._read = found
+
+    @property
+    def slot_hint(self) -> str:
+        """The key slot to try first: the one that opened last, here or, with a key that can only back up, beside it."""
+        return self.remembered.slot or next((found.slot for found in self._elsewhere() if found.slot), "")
 
     @property
     def id(self) -> bytes:

@@ -63,8 +63,11 @@ def _repository_id_elsewhere(storage: LocalStorage, problem: RepositoryError) ->
 def open_config(
     storage: LocalStorage, keys: Keys, bundle: Bundle, repository: bytes
 ) -> tuple[Config, str | None]:
-    """The config, and what is wrong with its file if the copy in the key slot had to be taken.  Raises UnsupportedFormat."""
+    """The config, and what is wrong with its file if the copy in the key slot had to be taken.  A key that can only back up has
+    nothing but that copy.  Raises UnsupportedFormat."""
     problem = None
+    if not keys.can_read:
+        return _checked(bundle.config, repository), None
     try:
         data = storage.read("config", 0, L.RECORD_LIMIT)
         record, epoch = _record(keys, data, repository)
@@ -75,10 +78,14 @@ def open_config(
             )
     except (Damaged, OldKeys, StorageError) as error:
         problem, record = str(error), bundle.config
+    return _checked(record, repository), problem
+
+
+def _checked(record: bytes, repository: bytes) -> Config:
     config = records.check_config(records.decode(Config, record, "config"), "config")
     if config.repository != repository:
         raise Damaged("belongs to another repository", "config")
-    return config, problem
+    return config
 
 
 def _record(keys: Keys, data: bytes, repository: bytes) -> tuple[bytes, int]:

@@ -30,25 +30,28 @@ class Rotation(NamedTuple):
 
 
 def counted(
-    events: Mapping[bytes, Event], epochs: Mapping[bytes, int], keys: Keys
+    events: Mapping[bytes, Event], epochs: Mapping[bytes, int], keys: Keys, claims: Collection[bytes] = ()
 ) -> tuple[dict[bytes, Event], frozenset[bytes]]:
     """Those of `events` that count; and the names of all events and volumes that were there when the keys were changed last.
 
-    `epochs`: of which epoch are the keys that opened each.
+    `epochs`: of which epoch are the keys that opened each.  `claims`: names of those among them that machines made which can only
+    back up (grants.py): they vouch for nothing but each other.
     """
     if keys.epoch == 1:
         return dict(events), frozenset()
     listed = frozenset(
         name for rotation in keys.rotations if rotation in events for name in events[rotation].body.ids
     )
-    waiting = [name for name in events if epochs[name] == keys.epoch]
+    newest = {name for name in events if epochs[name] == keys.epoch}
+    waiting = [name for name in newest if name not in claims]
     waiting += [*keys.rotations, *keys.before_rotations, *listed]
     found: set[bytes] = set()
     while waiting:
         name = waiting.pop()
         if name in events and name not in found:
             found.add(name)
-            waiting += [head.name for head in events[name].heads]
+            waiting += [h.name for h in events[name].heads if name not in claims or h.name in claims]
+    found |= newest  # claims, too: whether those hold is another question
     return {name: event for name, event in events.items() if name in found}, listed
 
 

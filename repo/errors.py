@@ -8,6 +8,7 @@
     |   |-- RepositoryNotFound  there is no repository here
     |   |-- RepositoryExists    init where one already is
     |   |-- RepositoryLocked    another process holds it
+    |   |-- BackupOnly          the key at hand can add backups, and do nothing else
     |   |-- RolledBack          events are gone that were here: an older state, or files were deleted
     |   |-- UnsupportedFormat   written by a newer snapfs, or with a feature this one lacks
     |   |   `-- OldKeys           sealed with keys that took the place of those this password opens
@@ -65,6 +66,15 @@ class RepositoryExists(RepositoryError):
 
 class RepositoryLocked(RepositoryError):
     exit_code = 11
+
+
+class BackupOnly(RepositoryError):
+    exit_code = 13
+
+    def __init__(self, what: str = "") -> None:
+        super().__init__(
+            f"this key can only back up{what}: for all but `snapfs backup`, use a password that opens the whole repository"
+        )
 
 
 class RolledBack(RepositoryError):

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,9 +23,10 @@ from snapfs.repo.errors import Damaged, OldKeys, StorageError
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Sealer, parse_header
+from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import open_record, seal_record
+from snapfs.repo.grants import Claim, admit, granted, open_claim
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import Snapshot
 from snapfs.repo.storage.base import Storage, hash_in
@@ -45,6 +46,8 @@ class StoredSnapshot(NamedTuple):
     tags: tuple[bytes, ...]
     """As of now: tag events may have changed what the record says."""
     client: bytes
+    backup_only: bool = False
+    """A machine made it that can only back up: nobody else's earlier snapshot, and not to be trusted blindly."""
 
     @property
     def short(self) -> str:
@@ -62,6 +65,8 @@ class KeyNote(NamedTuple):
     """Whether a recovery key opens it, and not a password that somebody chose."""
     epoch: int = 1
     """Of the newest keys in it."""
+    backs_up: str | None = None
+    """The host that it may back up, where it can do nothing else."""
 
 
 @dataclass
@@ -79,6 +84,8 @@ class State:
     """Events of types that this version does not know."""
     times: Times = field(default_factory=Times)
     """What is known of the times of snapshots besides what they state."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Why events of machines that can only back up do not count -> how many."""
     made: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Id -> when it counts as made (doubts.made)."""
     problems: list[str] = field(default_factory=list)
@@ -105,6 +112,12 @@ class State:
     """The highest sequence number of this client."""
 
 
+def refused_events(refused: Mapping[str, int]) -> str:
+    """What is said of them, in one line."""
+    why = "; ".join(f"{number}: {why}" for why, number in sorted(refused.items()))
+    return f"{sum(refused.values())} events that were sealed with a key that can only back up do not count ({why})"
+
+
 class Events:
     """The events of one repository.  Opened events are kept, so loading again costs one listing."""
 
@@ -116,11 +129,13 @@ class Events:
         self._repository = repository
         self._client = client
         self._system = system
-        self._opened: dict[bytes, Event | NewerEvent | str] = {}
+        self._opened: dict[bytes, Event | Claim | NewerEvent | str] = {}
         self._epochs: dict[bytes, int] = {}
         """Of the keys that opened each of them."""
         self._counted: dict[bytes, Event] = {}
-        """Those that count: all, as long as the keys were never changed."""
+        """Those that count: all, as long as the keys were never changed, and nobody said what he may not."""
+        self._verified: dict[tuple[bytes, bytes], bool] = {}
+        """Event and key -> whether the signature holds."""
         self._state: State | None = None
         self._stamp: object = None
         self._again_at = 0.0
@@ -167,7 +182,7 @@ class Events:
         self._stamp = stamp
         return self._state
 
-    def _known(self, name: bytes, again: bool) -> Event | NewerEvent | str | None:
+    def _known(self, name: bytes, again: bool) -> Event | Claim | NewerEvent | str | None:
         """What a disk does not give back now it may give back later, so that is not known for ever."""
         event = self._opened.get(name)
         return None if again and isinstance(event, str) else event
@@ -226,15 +241,10 @@ class Events:
                 return tuple(said), before
 
     def _append(self, body: EventBody) -> bytes:
-        state = self.load()
+        """After what was there at the last look."""
+        state = self.state()
         event = Event(1, self._client.id, state.sequence + 1, state.heads, self._system.now(), body)
-        sealer = Sealer(
-            self._keys.sealing(L.EVENT),
-            L.EVENT,
-            self._repository,
-            self._system.salt(self._client.id),
-            epoch=self._keys.epoch,
-        )
+        sealer = self._keys.sealer(L.EVENT, self._repository, self._system, self._client.id)
         data = seal_record(sealer, records.encode(event))
         if len(data) > L.RECORD_LIMIT:
             raise StorageError("an event would be too large: fewer paths, tags or exclude rules, please")
@@ -282,7 +292,11 @@ class Events:
         """Whether all that they need is there is for the caller to see (repo.undelete)."""
         self.publish(EventBody(records.EVENT_UNDELETE, None, tuple(ids)))
 
-    def _open(self, name: bytes, size: int) -> Event | NewerEvent | str:
+    def remove_key(self, slot: bytes) -> None:
+        """Of a slot that can only back up: what comes from there after this does not count."""
+        self.publish(EventBody(records.EVENT_KEY_REMOVED, None, (slot,)))
+
+    def _open(self, name: bytes, size: int) -> Event | Claim | NewerEvent | str:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
         if size > L.RECORD_LIMIT:
@@ -290,9 +304,10 @@ class Events:
         try:
             data = self._read(path, name)
             opener = self._keys.opener(L.EVENT, data, path, self._repository)
-            event = records.decode(Event, open_record(opener, data), path)
             self._epochs[name] = opener.epoch
-            return event
+            if opener.wrap == L.WRAP_BACKUP_ONLY:
+                return open_claim(opener, data, path)
+            return records.decode(Event, open_record(opener, data), path)
         except OldKeys:
             return NewerEvent(parse_header(data, path).epoch)
         except Damaged as error:
@@ -318,9 +333,20 @@ class Events:
     def _fold(self) -> State:
         state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
         opened = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
-        events, state.listed = counted(opened, self._epochs, self._keys)
-        self._counted = events
+        claims = {name: e for name, e in self._opened.items() if isinstance(e, Claim)}
+        opened |= {name: claim.event for name, claim in claims.items() if claim.event is not None}
+        events, state.listed = counted(opened, self._epochs, self._keys, claims)
         state.late = len(opened) - len(events)
+        unread = {name for name, claim in claims.items() if claim.event is None}
+        unread = {n for n in unread if self._epochs[n] == self._keys.epoch or n in state.listed}
+        claims = {name: claim for name, claim in claims.items() if name in events or name in unread}
+        events = {name: event for name, event in events.items() if name not in claims}
+        admitted = admit(claims, events, in_order(events) if claims else (), self._verified)
+        state.refused, state.unknown = admitted.refused, admitted.newer
+        if admitted.refused:
+            state.notices.append(refused_events(admitted.refused))
+        events |= admitted.events
+        self._counted = events
         self._find_missing(events, state)
         named = {head.name for e in events.values() for head in e.heads}
         state.heads = tuple(
@@ -346,7 +372,11 @@ class Events:
                     continue
                 key = self._keys.snapshot_id(body.snapshot)
                 brought[name] = key
-                found[key] = StoredSnapshot(key, snapshot, snapshot.tags, event.client)
+                if name in admitted.events and key in found:
+                    continue  # whose it is does not change because somebody says it again
+                found[key] = StoredSnapshot(
+                    key, snapshot, snapshot.tags, event.client, name in admitted.events
+                )
             elif body.type == records.EVENT_TAGS:
                 tags.update(dict.fromkeys(body.ids, body.tags))
             elif body.type == records.EVENT_FORGET:
@@ -355,9 +385,11 @@ class Events:
                 forgotten.difference_update(body.ids)
             elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) >= 3:
                 label, host, user = (t.decode("utf-8", "replace") for t in body.tags[:3])
+                may = granted(body)
                 state.key_notes[body.ids[0]] = KeyNote(
-                    label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:], self._epochs[name]
-                )
+                    label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:4],
+                    self._epochs[name], None if may is None else may[1].host.decode("utf-8", "replace"),
+                )  # fmt: skip
             elif (rotation := as_rotation(event, self._epochs[name])) is not None:
                 state.rotations.append(rotation)
             state.unknown += body.type not in records.EVENT_TYPES

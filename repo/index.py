@@ -20,6 +20,7 @@ from snapfs.repo.model import Location, VolumeKind
 __all__ = ["Entry", "FoundVolume", "Index", "IndexBroken", "IndexedVolume"]
 
 _BATCH_VOLUMES = 1 << 10
+_UNUSABLE = 2
 
 
 class Index:
@@ -40,6 +41,7 @@ class Index:
         """Every number a volume ever had here: what relies on a number outlives the environment."""
         self._highest = 0
         self._usable: set[int] = set()
+        """Numbers of those to rely on."""
         self._as_of = -1
         """The transaction whose volumes these are: they are read again only if there was another, since a repository of many
         large files has a hundred thousand."""
@@ -53,11 +55,11 @@ class Index:
     # ---- reading -------------------------------------------------------------------------------------------------
 
     def copies(self, blob: bytes) -> list[Location]:
-        """Every known place of a blob, those in usable volumes first.  Raises IndexBroken."""
+        """Every known place of a blob: those in volumes to rely on first, those in damaged ones last.  Raises IndexBroken."""
         key = blob[:KEY]
         found = [at for v in self._here.values(key) if (at := self._rows.location(key, v)) is not None]
         if len(found) > 1:
-            found.sort(key=lambda at: not self._is_usable(at.volume))
+            found.sort(key=self._rank)
         return found
 
     def get(self, blob: bytes) -> Location | None:
@@ -69,10 +71,10 @@ class Index:
         location = self._rows.location(key, value)
         if location is not None and location.volume in self._usable:
             return location
-        return next((at for at in self.copies(blob) if self._is_usable(at.volume)), None)
+        return next((at for at in self.copies(blob) if self._rank(at) < _UNUSABLE), None)
 
     def holder(self, blob: bytes) -> int | None:
-        """The number of a usable volume that has the blob: what deduplication asks, once for every blob there is."""
+        """The number of a reliable volume that has the blob: what deduplication asks, once for every blob there is."""
         key = blob[:KEY]
         value = self._here.first(key)
         if value is None:
@@ -81,7 +83,7 @@ class Index:
         if number in self._usable:
             return number
         location = self.get(blob)
-        return None if location is None else location.volume
+        return None if location is None or self._rank(location) else location.volume
 
     def holds(self, blobs: list[bytes]) -> bool:
         """Whether each of these has a holder().  A False may be wrong: where the first of several copies is not usable."""
@@ -92,7 +94,7 @@ class Index:
     def holder_but(self, blob: bytes, volumes: Collection[int]) -> int | None:
         """The same, of none of these volumes."""
         numbers = (at.volume for at in self.copies(blob))
-        return next((n for n in numbers if n not in volumes and self._is_usable(n)), None)
+        return next((n for n in numbers if n not in volumes and self._is_reliable(n)), None)
 
     def volume(self, number: int) -> IndexedVolume:
         """Raises IndexBroken for a number that no volume has."""
@@ -180,13 +182,17 @@ class Index:
         self._here.note_whole(snapshot, losses, instead_of)
 
     def mark(self, names: Iterable[bytes], usable: bool) -> None:
-        """Say of volumes whether new backups may rely on them."""
+        """Say of volumes whether they are what they should be: whoever says that they are has read them whole, and compared every
+        id."""
         wanted = set(names)
         with self._noting:
             with self._here.writing() as writing:
                 self._catch_up(writing)
                 numbers = [number for name, number in self._numbers.items() if name in wanted]
-                marked = [self._volumes[number]._replace(usable=usable) for number in numbers]
+                marked = [
+                    volume._replace(usable=usable, verified=usable or volume.verified)
+                    for volume in map(self._volumes.__getitem__, numbers)
+                ]
                 writing.put_volumes(marked)
             self._note(marked, writing)
 
@@ -248,7 +254,9 @@ class Index:
                 for one in found:
                     number = self._number(one.name)
                     rows.extend(self._rows.blobs(number, one.entries))
-                    volumes.append(IndexedVolume(number, one.name, one.kind, one.size, one.usable))
+                    volumes.append(
+                        IndexedVolume(number, one.name, one.kind, one.size, one.usable, one.verified)
+                    )
                 rows.sort()
                 writing.put_blobs(rows)
                 writing.put_volumes(volumes)
@@ -277,7 +285,7 @@ class Index:
         as_of, volumes, highest = found
         self._numbers = {volume.name: volume.number for volume in volumes}
         self._given |= self._numbers
-        self._usable = {volume.number for volume in volumes if volume.usable}
+        self._usable = {volume.number for volume in volumes if volume.reliable}
         self._volumes = {volume.number: volume for volume in volumes}
         self._highest = max(self._highest, highest, max(self._volumes, default=0))
         self._as_of = as_of
@@ -287,7 +295,7 @@ class Index:
         for volume in volumes:
             self._volumes[volume.number] = volume
             self._numbers[volume.name] = volume.number
-            (self._usable.add if volume.usable else self._usable.discard)(volume.number)
+            (self._usable.add if volume.reliable else self._usable.discard)(volume.number)
         if volumes:
             self._as_of = writing.number
 
@@ -301,5 +309,12 @@ class Index:
             self._given[name] = number
         return number
 
-    def _is_usable(self, number: int) -> bool:
-        return number in self._usable or self.volume(number).usable
+    def _is_reliable(self, number: int) -> bool:
+        return number in self._usable or self.volume(number).reliable
+
+    def _rank(self, at: Location) -> int:
+        """0: in a volume to rely on; 1: in one that nobody verified; 2: in one that is not usable."""
+        if at.volume in self._usable:
+            return 0
+        volume = self.volume(at.volume)
+        return 0 if volume.reliable else 1 if volume.usable else _UNUSABLE

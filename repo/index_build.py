@@ -31,7 +31,7 @@ def build(folder: IndexFolder, rows: Rows, found: Iterable[tuple[int, FoundVolum
     volumes, partly = [], set()
     with SortedRuns(folder.path, ROW) as runs:
         for number, one in found:
-            volumes.append(IndexedVolume(number, one.name, one.kind, one.size, one.usable))
+            volumes.append(IndexedVolume(number, one.name, one.kind, one.size, one.usable, one.verified))
             if not one.whole:
                 partly.add(number)
             with broken(folder.path):

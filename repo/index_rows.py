@@ -17,6 +17,7 @@ KEY = 16
 _VALUE = struct.Struct("<IQQI")
 _FIRST = struct.Struct("<I")
 _VOLUME = struct.Struct("<BBQ32s")
+_USABLE, _UNVERIFIED = 1, 2
 _NUMBER = struct.Struct(">I")
 _TAG = 8
 ROW = KEY + _VALUE.size + _TAG
@@ -37,6 +38,13 @@ class IndexedVolume(NamedTuple):
     kind: VolumeKind
     size: int
     usable: bool
+    verified: bool = True
+    """Its writer is trusted, or every id in it was compared.  If not, it is read from, and never deduplicated against."""
+
+    @property
+    def reliable(self) -> bool:
+        """Whether what is new may rely on it."""
+        return self.usable and self.verified
 
 
 class FoundVolume(NamedTuple):
@@ -49,6 +57,7 @@ class FoundVolume(NamedTuple):
     usable: bool = True
     whole: bool = True
     """Its directory was read: these are all of its blobs."""
+    verified: bool = True
 
 
 class Rows:
@@ -97,15 +106,17 @@ class Rows:
     def volume(self, volume: IndexedVolume) -> tuple[bytes, bytes]:
         """(key, value) of its record."""
         key = self.number_key(volume.number)
-        value = _VOLUME.pack(volume.kind, volume.usable, volume.size, volume.name)
+        flags = _USABLE * volume.usable | _UNVERIFIED * (not volume.verified)
+        value = _VOLUME.pack(volume.kind, flags, volume.size, volume.name)
         return key, value + self.tag(key + value)
 
     def indexed(self, key: bytes, value: bytes) -> IndexedVolume | None:
         """The volume of a record; None if it is damaged."""
         if not self._fits(key, value, _VOLUME.size):
             return None
-        kind, usable, size, name = _VOLUME.unpack_from(value)
-        return IndexedVolume(_NUMBER.unpack(key)[0], name, VolumeKind(kind), size, bool(usable))
+        kind, flags, size, name = _VOLUME.unpack_from(value)
+        number, usable, verified = _NUMBER.unpack(key)[0], bool(flags & _USABLE), not flags & _UNVERIFIED
+        return IndexedVolume(number, name, VolumeKind(kind), size, usable, verified)
 
     def _fits(self, key: bytes, value: bytes, size: int) -> bool:
         return len(value) == size + _TAG and keyed_hash(self._key, key + value[:size])[:_TAG] == value[size:]

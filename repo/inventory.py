@@ -25,23 +25,27 @@ def synchronise(
     thorough: bool,
     damaged: Collection[bytes] = (),
     trusts: Trusts = lambda kind, name: True,
+    *,
+    can_read: bool = True,
 ) -> bool:
     """Make the index say what the volumes are; True if anything changed.
 
     `thorough`: read every volume's directory again, also of those the index knows.  `damaged`: names of volumes that were
     found damaged, which the index may have forgotten with everything else.  `trusts`: whether what a volume lists may be relied
-    on; what is not trusted is read from if need be.  A broken index is begun anew.
+    on; what is not trusted is read from if need be.  A broken index is begun anew.  Not `can_read`: volumes are marked where they
+    are gone, and none is entered.
     """
     try:
-        return _compare(index, volumes, progress, thorough, damaged, trusts)
+        return _compare(index, volumes, progress, thorough, damaged, trusts, can_read)
     except IndexBroken as error:
         log.warning("the local index is damaged (%s): rebuilding it", error.reason)
         index.reset()
-        return _compare(index, volumes, progress, True, damaged, trusts)
+        return _compare(index, volumes, progress, True, damaged, trusts, can_read)
 
 
 def _compare(
-    index: Index, volumes: Volumes, progress: Progress, thorough: bool, damaged: Collection[bytes], trusts: Trusts
+    index: Index, volumes: Volumes, progress: Progress, thorough: bool, damaged: Collection[bytes], trusts: Trusts,
+    can_read: bool,
 ) -> bool:  # fmt: skip
     listing = volumes.listing()
     known = {v.name: v for v in index.volumes()}
@@ -53,7 +57,7 @@ def _compare(
     if lost:
         volumes.storage.let_go(object_name(known[name].kind, name) for name in lost)
         index.mark(lost, False)
-    wanted = [name for name in listing if thorough or name not in known]
+    wanted = [name for name in listing if thorough or name not in known] if can_read else []
     if wanted:
         progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
         volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
@@ -84,18 +88,19 @@ def _read(
         try:
             entries = list(volumes.directory(kind, name, size))
             usable = name not in unusable and trusts(kind, name)
+            verified = not volumes.is_backup_only(kind, name)
         except OldKeys:  # of no use to these keys, and no damage
             continue
         except Damaged as error:
             progress.notice(
                 f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"
             )
-            entries, usable, whole = _salvage(volumes, kind, name), False, False
+            entries, usable, whole, verified = _salvage(volumes, kind, name), False, False, False
         except StorageError as error:
             if is_absent(error):
                 continue
             raise
-        yield FoundVolume(name, kind, size, [(blob, at) for blob, _, at in entries], usable, whole)
+        yield FoundVolume(name, kind, size, [(blob, at) for blob, _, at in entries], usable, whole, verified)
 
 
 def _salvage(volumes: Volumes, kind: VolumeKind, name: bytes) -> list[tuple[BlobId, int, Location]]:

@@ -18,7 +18,6 @@ from typing import Protocol, Self
 from snapfs.repo.errors import SnapfsError, StorageError, UsageError
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.format.records import least_volume
 from snapfs.repo.index import Index
 from snapfs.repo.keys import Keys
@@ -95,8 +94,9 @@ class BlobWriter:
 
     def __init__(self, index: Index, volumes: Volumes, keys: Keys, repository: bytes, system: System, client: bytes,
                  *, volume_size: int, largest_blob: int, compression: str = "auto",
-                 avoid: Collection[int] = ()) -> None:  # fmt: skip
-        """`avoid`: numbers of volumes that are to go: what is only there is stored again."""
+                 avoid: Collection[int] = (),
+                 keep: Callable[[Kind, BlobId, bytes | memoryview], None] | None = None) -> None:  # fmt: skip
+        """`avoid`: numbers of volumes that are to go: what is only there is stored again.  `keep`: is told all blobs of trees."""
         least = least_volume(largest_blob)
         if not least <= volume_size <= L.VOLUME_SIZE_LIMIT:
             raise UsageError(
@@ -110,6 +110,7 @@ class BlobWriter:
         self._system = system
         self._client = client
         self._avoid = avoid
+        self._keep = keep
         self._volume_size = volume_size
         self._level = 0 if compression == "off" else framing.LEVELS[compression]
         self._last = threading.local()
@@ -158,6 +159,8 @@ class BlobWriter:
         if self._failure is not None:
             self._raise()
         blob = self._keys.blob_id(kind, data)
+        if self._keep is not None and kind is not Kind.CONTENT:
+            self._keep(kind, blob, data)
         if self.known(blob):
             return blob
         self._pending.add(blob)
@@ -270,11 +273,7 @@ class BlobWriter:
             self._finish(kind, finished, True)
 
     def _new_volume(self, kind: VolumeKind) -> VolumeWriter:
-        object_kind = OBJECTS[kind]
-        salt = self._system.salt(self._client)
-        sealer = Sealer(
-            self._keys.sealing(object_kind), object_kind, self._repository, salt, epoch=self._keys.epoch
-        )
+        sealer = self._keys.sealer(OBJECTS[kind], self._repository, self._system, self._client)
         new = self._storage.create()
         try:
             volume = VolumeWriter(kind, new, sealer)

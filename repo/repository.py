@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Self
 
@@ -16,16 +16,10 @@ from snapfs.repo.blobs import CACHE_BYTES, BlobReader
 from snapfs.repo.client import Client
 from snapfs.repo.config import open_config, repository_id, verify_config
 from snapfs.repo.content import Contents
-from snapfs.repo.errors import (
-    RepositoryError,
-    RepositoryExists,
-    RolledBack,
-    StorageError,
-)  # fmt: skip
-from snapfs.repo.events import Events, KeyNote, StoredSnapshot
+from snapfs.repo.errors import BackupOnly, RepositoryError, RepositoryExists, RolledBack, StorageError
+from snapfs.repo.events import Events, KeyNote, State, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
-from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import seal_record
@@ -33,6 +27,8 @@ from snapfs.repo.index import Index
 from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB, MiB, VolumeKind
+from snapfs.repo.own_events import OwnEvents
+from snapfs.repo.own_pages import OwnPages
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import KeySlots, import_slot, open_with
@@ -78,13 +74,14 @@ class Repository:
         self._progress = progress
         self._said: set[str] = set()
         self.volumes = Volumes(storage, keys, self.id)
-        self.events = Events(storage, keys, self.id, client, system)
+        events = Events if keys.can_read else OwnEvents
+        self.events = events(storage, keys, self.id, client, system)
         self.slots = KeySlots(storage, self.id, bundle, slot, self.events, client, system)
 
     # ---- create and open -----------------------------------------------------------------------------------------
 
     @staticmethod
-    def create(place: str, password: bytes, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
+    def create(place: str, password: bytes | bytearray, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
                chunks: tuple[int, int, int] = (256 * KiB, MiB, 4 * MiB), label: str = "", host: str = "", user: str = "",
                remember_in: str | None = None, system: System = System()) -> bytes:  # fmt: skip
         """Make an empty repository in a folder that is absent, empty, or left half-made; returns its id (16 bytes).
@@ -110,8 +107,7 @@ class Repository:
         KeySlots(storage, repository, bundle, "", events, nobody, system).add(
             password, cost, label, host, user
         )
-        sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository, system.salt())
-        data = seal_record(sealer, bundle.config)
+        data = seal_record(keys.sealer(L.CONFIG, repository, system), bundle.config)
         storage.put("config", data, lambda back: verify_config(keys, back, bundle))
         if storage.read("config") != data:
             raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
@@ -122,10 +118,11 @@ class Repository:
         return repository
 
     @staticmethod
-    def open(place: str, password: bytes, *, cache_dir: str | None = None, state_dir: str | None = None,
+    def open(place: str, password: bytes | bytearray, *, cache_dir: str | None = None, state_dir: str | None = None,
              no_cache: bool = False, cache_bytes: int = CACHE_BYTES, progress: Progress = SILENT,
-             system: System = System(), newest: bool = False) -> Repository:  # fmt: skip
-        """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError.
+             system: System = System(), newest: bool = False, backing_up: bool = False) -> Repository:  # fmt: skip
+        """Open with a password.  Raises RepositoryNotFound, WrongPassword, UnsupportedFormat, Damaged, StorageError, and
+        BackupOnly for a password that can do nothing else, unless that is all that is asked for (`backing_up`).
 
         cache_dir and state_dir default to the XDG folders; neither needs to be writable.  `newest`: of several key slots that it
         opens, that with the newest keys, which takes a derivation for each slot there is.
@@ -133,22 +130,37 @@ class Repository:
         storage = LocalStorage(place, progress.notice)
         try:
             return Repository._open(
-                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, newest
+                storage,
+                password,
+                cache_dir,
+                state_dir,
+                no_cache,
+                cache_bytes,
+                progress,
+                system,
+                newest,
+                backing_up,
             )
         except BaseException:
             storage.close()
             raise
 
     @staticmethod
-    def _open(storage: LocalStorage, password: bytes, cache_dir: str | None, state_dir: str | None, no_cache: bool,
-              cache_bytes: int, progress: Progress, system: System, newest: bool) -> Repository:  # fmt: skip
+    def _open(storage: LocalStorage, password: bytes | bytearray, cache_dir: str | None, state_dir: str | None, no_cache: bool,
+              cache_bytes: int, progress: Progress, system: System, newest: bool, backing_up: bool) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = _state_name(repository, storage)
         state_dir = state_dir or default_state_dir()
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
         client = Client(os.path.join(state_dir, here), system, storage.real_path)
-        slot, bundle = open_with(password, storage, repository, client.remembered.slot, newest=newest)
+        slot, bundle = open_with(password, storage, repository, client.slot_hint, newest=newest)
         keys = Keys(bundle, f"keys/{slot[:8]}")
+        if not keys.can_read:
+            if not backing_up:
+                raise BackupOnly
+            # Of its own: who opens everything from the same account knows other things, and is another client.
+            here += f"-{keys.client.hex()}"
+            client = Client(os.path.join(state_dir, here), system, storage.real_path, keys.client)
         config, problem = open_config(storage, keys, bundle, repository)
         client.remember(slot=slot)
         # One for each epoch: what a process with old keys has entered is not trusted by one with new keys.
@@ -162,7 +174,16 @@ class Repository:
         if ended and not newest:
             # An old slot of this password, put back or left by a rotation that was killed, must not hide the new one.
             return Repository._open(
-                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, newest=True
+                storage,
+                password,
+                cache_dir,
+                state_dir,
+                no_cache,
+                cache_bytes,
+                progress,
+                system,
+                True,
+                backing_up,
             )
         if problem is not None and not ended:
             progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
@@ -183,7 +204,11 @@ class Repository:
     def close(self) -> None:
         if "index" in self.__dict__:
             self.index.close()
+        if (pages := self.__dict__.get("own_pages")) is not None:
+            pages.close()
         self.storage.close()
+        self.volumes.close()
+        self.keys.wipe()
 
     # ---- what it is made of, opened when first used --------------------------------------------------------------
 
@@ -196,7 +221,22 @@ class Repository:
         return index
 
     @cached_property
+    def own_pages(self) -> OwnPages | None:
+        """What a machine that can only back up has of its own last snapshots."""
+        if self.keys.can_read:
+            return None
+        return OwnPages(
+            None if self._index_folder is None else os.path.dirname(self._index_folder), self.keys
+        )
+
+    def earlier(self, paths: Sequence[bytes]) -> State:
+        """Where to look for snapshots that another one of these paths may go on from."""
+        return self.events.load() if self.own_pages is None else self.own_pages.earlier(paths)
+
+    @cached_property
     def blobs(self) -> BlobReader:
+        if self.own_pages is not None:
+            return self.own_pages
         return BlobReader(
             self.index, self.volumes, self.keys, self.synchronise, self.cache_bytes, self.note_damaged
         )
@@ -212,7 +252,17 @@ class Repository:
     @property
     def cache_folder(self) -> str | None:
         """Where the index lies: not to be backed up."""
+        if self._index_folder is not None and not self.keys.can_read:
+            return os.path.dirname(self._index_folder)  # its own pages are there, too
         return self._index_folder
+
+    def tell_what_is_forgotten(self) -> None:
+        """To a machine that can only back up: where its index is gone, nothing brings it back."""
+        if not self.keys.can_read and self.client.remembered.heads and not self.index.volumes():
+            self._say_once(
+                "what this machine knew of its earlier backups is gone (its cache was deleted or damaged), and its key cannot "
+                "read it here: everything is stored once more; a prune with the whole key frees what is there twice"
+            )
 
     @property
     def created_here(self) -> bool:
@@ -279,14 +329,16 @@ class Repository:
         return BlobWriter(
             self.index, self.volumes, self.keys, self.id, self.system, self.client.id, compression=compression,
             volume_size=volume_size or self.config.volume_size, largest_blob=self.config.chunk_maximum, avoid=avoid,
+            keep=None if self.own_pages is None else self.own_pages.keep,
         )  # fmt: skip
 
     def synchronise(self, thorough: bool = False, progress: Progress | None = None) -> bool:
         """Compare the index with the volumes there are; True if anything changed.  `thorough`: down to their directories."""
         damaged = self.client.remembered.damaged
         return synchronise(
-            self.index, self.volumes, progress or self._progress, thorough, damaged, self.trusts
-        )
+            self.index, self.volumes, progress or self._progress, thorough, damaged, self.trusts,
+            can_read=self.keys.can_read,
+        )  # fmt: skip
 
     def trusts(self, kind: VolumeKind, name: bytes) -> bool:
         """Whether the directory of a volume may be relied on: not where somebody with keys of an earlier epoch may have made it
@@ -331,10 +383,30 @@ class Repository:
         return self.slots.notes()
 
     def add_key(
-        self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
+        self,
+        password: bytes | bytearray,
+        *,
+        cost: Cost = Cost(),
+        label: str = "",
+        host: str = "",
+        user: str = "",
     ) -> str:
         """Make another key slot for another password; returns its name."""
         return self.slots.add(password, cost, label, host, user)
+
+    def add_backup_only_key(
+        self,
+        password: bytes | bytearray,
+        backs_up: str,
+        *,
+        cost: Cost = Cost(),
+        label: str = "",
+        host: str = "",
+        user: str = "",
+    ) -> str:
+        """Make a key slot for a machine that can only back up, as the host of this name; returns the slot's name."""
+        bundle = self.keys.backup_only(os.fsencode(backs_up), records.encode(self.config), self.system)
+        return self.slots.add_backup_only(bundle, password, cost, label, host, user)
 
     def add_recovery_key(self, *, cost: Cost = Cost(), host: str = "", user: str = "") -> tuple[str, str]:
         """Make a recovery key: (name of its slot, the key as it is printed).  Nobody can get the key again."""
@@ -361,7 +433,13 @@ class Repository:
         self.slots.remove(name)
 
     def change_password(
-        self, password: bytes, *, cost: Cost = Cost(), label: str = "", host: str = "", user: str = ""
+        self,
+        password: bytes | bytearray,
+        *,
+        cost: Cost = Cost(),
+        label: str = "",
+        host: str = "",
+        user: str = "",
     ) -> str:
         """Replace the slot in use: the new one is durable before the old one goes."""
         return self.slots.replace(password, cost, label, host, user)

@@ -45,10 +45,10 @@ class Rotated:
 
 def rotate(
     repository: Repository,
-    password: bytes,
-    kept: Mapping[str, bytes],
+    password: bytes | bytearray,
+    kept: Mapping[str, bytes | bytearray],
     *,
-    new_password: bytes | None = None,
+    new_password: bytes | bytearray | None = None,
     cost: Cost | None = None,
     host: str = "",
     user: str = "",
@@ -109,7 +109,11 @@ class _Rotation:
             return False
 
     def complete(
-        self, password: bytes, new_password: bytes | None, cost: Cost | None, kept: Mapping[str, bytes]
+        self,
+        password: bytes | bytearray,
+        new_password: bytes | bytearray | None,
+        cost: Cost | None,
+        kept: Mapping[str, bytes | bytearray],
     ) -> Rotated:
         """The slots, and then everything that is of the old epoch goes."""
         repository, old = self._repository, self._repository.slots
@@ -135,6 +139,9 @@ class _Rotation:
         for before, name in made.items():
             self._announce(slots, name, before, is_new=name == current and new_password is not None)
         others = [name for name, _ in slots.notes() if name not in made.values()]
+        for slot in map(bytes.fromhex, others):
+            if (note := self._notes.get(slot)) is not None and note.backs_up is not None:
+                events.remove_key(slot)  # it was granted something, which new keys do not end
         repository.storage.remove_all(f"keys/{name}" for name in others)
         self._seal_config(keys, bundle)
         ended = tuple(name for name in others if name not in made)

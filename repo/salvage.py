@@ -85,7 +85,7 @@ class Salvage:
 
     def _opener(self) -> Opener | None:
         """None if the key of the volume cannot be told any more."""
-        header = bytes(self._data[: L.HEADER_SIZE])
+        header = bytes(self._data[: L.HEADER_LIMIT])
         as_it_is: Opener | None = None
         with contextlib.suppress(Damaged, UnsupportedFormat):
             as_it_is = self._volumes.make_opener(self._kind, header, self._path)
@@ -99,7 +99,8 @@ class Salvage:
 
     def _fits(self, opener: Opener) -> bool:
         """Whether the beginning or the end opens: the rest of a header is authenticated with every frame."""
-        if opener.opens_header(0, self._data[L.HEADER_SIZE : L.HEADER_SIZE + L.FRAME_HEADER_SIZE]):
+        begin = len(opener.header)
+        if opener.opens_header(0, self._data[begin : begin + L.FRAME_HEADER_SIZE]):
             return True
         with contextlib.suppress(Damaged):
             opener.tail(self._data[-L.TAIL_SIZE :])
@@ -144,7 +145,7 @@ class Salvage:
 
     def _walked(self, opener: Opener) -> Iterator[_Frame]:
         """Frames from the front; where a header does not open, the next one is looked for."""
-        at, number = L.HEADER_SIZE, 0
+        at, number = len(opener.header), 0
         while at + L.FRAME_HEADER_SIZE + L.TAG_SIZE <= len(self._data):
             try:
                 head = opener.frame_header(number, self._data[at : at + L.FRAME_HEADER_SIZE])

@@ -17,10 +17,12 @@ from snapfs.repo.errors import (
     WrongPassword,
 )
 from snapfs.repo.events import Events, KeyNote
+from snapfs.repo.format import labels as L
 from snapfs.repo.format import records, recovery
 from snapfs.repo.format.keyslot import Cost, open_slot, parse_slot, seal_slot
 from snapfs.repo.format.records import Bundle
 from snapfs.repo.heap import huge_pages
+from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
@@ -51,29 +53,56 @@ class KeySlots:
             name.hex() != self.current for path, _ in self._storage.list("keys") if (name := hash_in(path))
         )
 
-    def add(self, password: bytes, cost: Cost, label: str, host: str, user: str, *kind: bytes) -> str:
+    def add(
+        self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str, *kind: bytes
+    ) -> str:
         """Make a slot for another password, and say in an event who did; returns its name.  `kind`: records.KEY_RECOVERY."""
         self._events.refuse_old_keys()
         name = self.put(password, cost)
         self.announce(name, label, host, user, *kind)
         return name
 
-    def put(self, password: bytes, cost: Cost) -> str:
+    def add_backup_only(
+        self, bundle: Bundle, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str
+    ) -> str:
+        """Make a slot for a machine that can only back up, with a bundle of its own (Keys.backup_only); returns its name.
+
+        The event comes first: what such a slot makes counts from the beginning, or it is not there.
+        """
+        self._events.refuse_old_keys()
+        keys = Keys(bundle, "a new key slot")
+        data = self._seal(bundle, password, cost)
+        name = hashlib.sha256(data).hexdigest()
+        kind = (records.KEY_BACKUP_ONLY, keys.host)
+        self.announce(name, label, host, user, *kind, more=(keys.client, keys.verifying))
+        self._put(name, data, bundle, password)
+        return name
+
+    def put(self, password: bytes | bytearray, cost: Cost) -> str:
         """Make a slot that nobody knows of yet; returns its name."""
-        data = seal_slot(self.bundle, password, cost, self._repository, self._system.salt())
+        data = self._seal(self.bundle, password, cost)
+        name = hashlib.sha256(data).hexdigest()
+        self._put(name, data, self.bundle, password)
+        return name
+
+    def _seal(self, bundle: Bundle, password: bytes | bytearray, cost: Cost) -> bytes:
+        data = seal_slot(bundle, password, cost, self._repository, self._system.salt())
         if len(data) > _LARGEST:
             raise UsageError(
                 "the keys of this repository were changed too often: no key slot has room for more"
             )
-        digest = hashlib.sha256(data)
-        self._storage.put(
-            f"keys/{digest.hexdigest()}", data, lambda back: self._verify(digest.digest(), password, back)
-        )
-        return digest.hexdigest()
+        return data
 
-    def announce(self, name: str, label: str, host: str, user: str, *kind: bytes) -> None:
+    def _put(self, name: str, data: bytes, bundle: Bundle, password: bytes | bytearray) -> None:
+        self._storage.put(f"keys/{name}", data, lambda back: _verify(name, bundle, password, back))
+
+    def announce(
+        self, name: str, label: str, host: str, user: str, *kind: bytes, more: tuple[bytes, ...] = ()
+    ) -> None:
+        """`kind`, `more`: what stands in tags and ids behind what stands there for every slot."""
         who = tuple(text.encode("utf-8", "replace") for text in (label, host, user))
-        body = records.EventBody(records.EVENT_KEY_ADDED, None, (bytes.fromhex(name),), (*who, *kind))
+        ids = (bytes.fromhex(name), *more)
+        body = records.EventBody(records.EVENT_KEY_ADDED, None, ids, (*who, *kind))
         self._events.publish(body)
 
     def add_recovery(self, cost: Cost, host: str, user: str) -> tuple[str, str]:
@@ -81,18 +110,23 @@ class KeySlots:
         key = recovery.make(self._system.salt()[: recovery.RANDOM_BYTES])
         return self.add(key.encode(), cost, "", host, user, records.KEY_RECOVERY), key
 
-    def opened_by(self, passwords: Sequence[bytes]) -> dict[str, bytes]:
+    def opened_by(self, passwords: Sequence[bytes | bytearray]) -> dict[str, bytes | bytearray]:
         """Of the other slots, those that one of these opens: name -> password.  Raises WrongPassword if one opens none.
 
         It takes a derivation for each password and slot.
         """
-        found: dict[str, bytes] = {}
+        found: dict[str, bytes | bytearray] = {}
         for name in (name for name, _ in self.notes() if name != self.current):
             with contextlib.suppress(Damaged, StorageError, UnsupportedFormat):
                 data = _usable_slot(self._storage, name, self._repository)
                 for password in passwords:
                     with contextlib.suppress(WrongPassword):
-                        open_slot(data, password, f"keys/{name[:8]}")
+                        _, bundle = open_slot(data, password, f"keys/{name[:8]}")
+                        if bundle.role != L.ROLE_EVERYTHING:
+                            raise UsageError(
+                                f"{name[:8]} is a key that can only back up: it ends with the keys it seals to; make another one "
+                                "afterwards with `snapfs key add --backup-only`"
+                            )
                         found[name] = password
                         break
         useless = [number for number, password in enumerate(passwords, 1) if password not in found.values()]
@@ -112,27 +146,19 @@ class KeySlots:
         """The bytes of a slot, still sealed.  Raises Damaged if they are not those it is named for, StorageError."""
         return sound_slot(self._storage, name)
 
-    def _verify(self, name: bytes, password: bytes, back: bytes) -> None:
-        """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
-        where = "a key slot just written"
-        try:
-            sound = (
-                hashlib.sha256(back).digest() == name and open_slot(back, password, where)[1] == self.bundle
-            )
-        except WrongPassword:
-            sound = False
-        if not sound:
-            raise Damaged("does not open as it was meant: is the memory of this machine sound?", where)
-
     def remove(self, name: str) -> None:
         if name == self.current:
             raise UsageError(
                 "this key slot is the one in use: open the repository with another password to remove it"
             )
         self._events.refuse_old_keys()
+        slot = bytes.fromhex(name)
+        note = self._events.load().key_notes.get(slot)
+        if note is not None and note.backs_up is not None:
+            self._events.remove_key(slot)  # whoever has a copy of it adds nothing more
         self._storage.remove(f"keys/{name}")
 
-    def replace(self, password: bytes, cost: Cost, label: str, host: str, user: str) -> str:
+    def replace(self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str) -> str:
         """Put a new slot in place of the one in use: it is durable before the old one goes."""
         note = self._events.load().key_notes.get(bytes.fromhex(self.current))
         if note is not None and note.is_recovery:
@@ -143,6 +169,17 @@ class KeySlots:
         self._storage.remove(f"keys/{old}")
         self._client.remember(slot=self.current)
         return self.current
+
+
+def _verify(name: str, bundle: Bundle, password: bytes | bytearray, back: bytes) -> None:
+    """Raise Damaged unless the password opens what was written: nobody would know before it is needed."""
+    where = "a key slot just written"
+    try:
+        sound = hashlib.sha256(back).hexdigest() == name and open_slot(back, password, where)[1] == bundle
+    except WrongPassword:
+        sound = False
+    if not sound:
+        raise Damaged("does not open as it was meant: is the memory of this machine sound?", where)
 
 
 def import_slot(storage: Storage, repository: bytes, data: bytes) -> tuple[str, bool]:
@@ -175,7 +212,7 @@ _WRONG = "wrong password: no key slot of this repository opens with it"
 
 
 def open_with(
-    password: bytes, storage: Storage, repository: bytes, first: str, *, newest: bool = False
+    password: bytes | bytearray, storage: Storage, repository: bytes, first: str, *, newest: bool = False
 ) -> tuple[str, Bundle]:
     """(name, keys) of the slot that this password opens; `first` is tried first.  `newest`: all are tried, and that with the
     newest keys counts.

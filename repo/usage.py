@@ -1,8 +1,8 @@
 """What the live snapshots need of each volume, and how scattered the newest ones lie in it: a few bits a blob, and sums.
 
-`stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts, that in the
-volume with the larger live part, times the part that the newest snapshots need of what they open there: what a prune wrote wins
-over what it was about to remove, also if it was killed in between.
+`stats` says it, and `prune` acts by it, so both agree.  Of a blob that lies in several volumes one copy counts: one in a volume
+to rely on rather than another, else that in the volume with the larger live part, times the part that the newest snapshots need
+of what they open there.  So what a prune wrote wins over what it was about to remove, also if it was killed in between.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class VolumeUse:
     live: int = 0
     copies: int = 0
     """Blobs of it that are live, and count as dead since another volume has them, too."""
+    must_go: bool = False
+    """It is to be rewritten, whatever is in it."""
     newest: int = 0
     """Of `live`, what the newest snapshots need."""
     opened: int = 0
@@ -224,7 +226,7 @@ def _choose(
     progress.phase("compare copies", repository.index.count())
     marks, newest, frames = marking.marks, marking.newest, Marks()
     best = {
-        number: (use.volume.usable, use.density, use.volume.size, use.volume.name)
+        number: (use.volume.usable, use.volume.verified, use.density, use.volume.size, use.volume.name)
         for number, use in there.items()
     }
     for use in there.values():

@@ -111,15 +111,15 @@ class VolumeWriter:
         """Read the finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged
         if it is not as meant."""
         where, kind, new, size = "a volume just written", self.kind, self.new, self.used
-        header = new.read(0, L.HEADER_SIZE)
-        opener = volumes.make_opener(kind, header, where)
+        header = new.read(0, len(self.sealer.header))
+        opener = volumes.written(kind, self.sealer, header, where)
         digest = hashlib.sha256(header)
         end = new.read(size - L.TAIL_SIZE, L.TAIL_SIZE)
         tail = layout.decode_tail(opener.tail(end), size, where)
         directory = new.read(tail.offset, size - L.TAIL_SIZE - tail.offset)
         words = struct.pack(f"<{len(self.words)}I", *self.words)
         entries: list[tuple[BlobId, Location]] = []
-        at, current, plain = L.HEADER_SIZE, -1, b""
+        at, current, plain = len(header), -1, b""
         for blob, blob_kind, location in layout.decode_directory(opener, tail, directory):
             if location.frame != current:
                 current = location.frame

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
+from snapfs.repo.format import recipient
 from snapfs.repo.format import volume as layout
-from snapfs.repo.format.envelope import FrameHeader, Header, Opener, derive
+from snapfs.repo.format.envelope import FrameHeader, Header, Opener, Sealer, derive
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
 from snapfs.repo.storage.base import Storage, hash_in
@@ -43,6 +44,11 @@ class Volumes:
         """Names of volumes that a reader with old keys cannot open, and that are what their names say."""
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Forget the keys of all volumes."""
+        with self._lock:
+            self._openers.clear()
+
     def listing(self) -> dict[bytes, tuple[VolumeKind, int]]:
         """{name: (kind, size)} of every volume there is.  Names that are none of ours are passed over."""
         found = {}
@@ -62,7 +68,7 @@ class Volumes:
                 return opener
         path = object_name(kind, name)
         try:
-            opener = self.make_opener(kind, self._read(path, 0, L.HEADER_SIZE), path)
+            opener = self.make_opener(kind, self._read(path, 0, L.BACKUP_ONLY_HEADER_SIZE), path)
         except UnsupportedFormat as error:
             # What a newer snapfs wrote has the hash that its name says: else a bit of the header flipped.
             size = self.storage.size(path) or 0
@@ -80,8 +86,17 @@ class Volumes:
                 self._openers.popitem(last=False)
         return opener
 
+    def is_backup_only(self, kind: VolumeKind, name: bytes) -> bool:
+        """Whether a machine wrote it that can only back up: then nobody has seen yet whether its ids are those of its blobs."""
+        return self.opener(kind, name).wrap == L.WRAP_BACKUP_ONLY
+
     def make_opener(self, kind: VolumeKind, header: bytes, where: str) -> Opener:
+        """`header`: the volume's first bytes, all of its header at least."""
         return self._keys.opener(OBJECTS[kind], header, where, self._repository)
+
+    def written(self, kind: VolumeKind, sealer: Sealer, header: bytes, where: str) -> Opener:
+        """Of a volume that was just sealed, as it was read back."""
+        return self._keys.written(sealer, header, where, OBJECTS[kind], self._repository)
 
     def frame(self, kind: VolumeKind, name: bytes, at: Location) -> tuple[FrameHeader, bytes]:
         """Read, open and decompress the frame at a location: (header, plaintext).  One pread."""
@@ -131,20 +146,35 @@ class Volumes:
         return self._keys.blob_id(kind, data)
 
     def mended_headers(self, kind: VolumeKind, damaged: bytes) -> Iterator[bytes]:
-        """What the header of a volume may have been: all but the salt is known or follows from it.  Of a salt one bit may be
-        wrong, if the commitment is right."""
+        """What the header of a volume may have been: all but the salt is known or follows from it, and the ephemeral key where a
+        machine wrote it that can only back up.  Of these one bit may be wrong, if the commitment is right."""
         if len(damaged) < L.HEADER_SIZE:
             return
-        object_kind = OBJECTS[kind]
-        salt, commitment = damaged[L.HEADER_SIZE - 64 : L.HEADER_SIZE - 32], damaged[L.HEADER_SIZE - 32 :]
-        flipped = int.from_bytes(salt, "big")
+        object_kind, end = OBJECTS[kind], L.HEADER_SIZE
+        salt, commitment = damaged[end - 64 : end - 32], damaged[end - 32 : end]
+        extra = damaged[end : L.BACKUP_ONLY_HEADER_SIZE]
+
+        def made(salt: bytes, key: bytes, epoch: int, extra: bytes | None, sure: bool) -> Iterator[bytes]:
+            wrap = L.WRAP_REPOSITORY if extra is None else L.WRAP_BACKUP_ONLY
+            right = derive(key, salt, object_kind, wrap)[1]
+            if not sure or right == commitment:
+                yield Header(
+                    object_kind, self._repository, salt, right, epoch, wrap, extra=extra or b""
+                ).encode()
+
         for epoch in self._keys.epochs():
-            key = self._keys.sealing(object_kind, epoch)
-            for bit in range(-1, 8 * L.SALT_SIZE):
-                tried = (flipped ^ (1 << bit if bit >= 0 else 0)).to_bytes(L.SALT_SIZE, "big")
-                right = derive(key, tried, object_kind)[1]
-                if bit < 0 or right == commitment:
-                    yield Header(object_kind, self._repository, tried, right, epoch).encode()
+            named = self._keys.sealing(object_kind, epoch)
+            for tried, bit in _one_bit_off(salt):
+                yield from made(tried, named, epoch, None, bit)
+            if len(extra) < L.PUBLIC_KEY_SIZE:
+                continue
+            private = recipient.private_key(named, object_kind)
+            for other, other_bit in _one_bit_off(extra):
+                header = Header(object_kind, self._repository, salt, commitment, extra=other)
+                with contextlib.suppress(Damaged):  # a key that is none
+                    key = recipient.sealing_key(private, header, "")
+                    for tried, bit in [(salt, other_bit)] if other_bit else _one_bit_off(salt):
+                        yield from made(tried, key, epoch, other, bit)
 
     def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:
@@ -159,6 +189,14 @@ class Volumes:
         if tail.offset >= start:
             return tail, memoryview(end)[tail.offset - start : -L.TAIL_SIZE]
         return tail, memoryview(self._read(path, tail.offset, size - tail.offset - L.TAIL_SIZE))
+
+
+def _one_bit_off(value: bytes) -> Iterator[tuple[bytes, bool]]:
+    """These bytes as they are, and with each of their bits flipped: (the bytes, whether one is)."""
+    number = int.from_bytes(value, "big")
+    yield value, False
+    for bit in range(8 * len(value)):
+        yield (number ^ 1 << bit).to_bytes(len(value), "big"), True
 
 
 def open_frame(opener: Opener, number: int, data: bytes | memoryview) -> tuple[FrameHeader, bytes]:

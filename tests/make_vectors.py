@@ -20,14 +20,16 @@ import msgspec
 from snapfs.repo.content import ContentWriter
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import records, recovery
+from snapfs.repo.format import recipient, records, recovery
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.armor import armor
+from snapfs.repo.format.crypto import verifying_key, x25519, x25519_public
 from snapfs.repo.format.envelope import Header, Sealer, derive
 from snapfs.repo.format.keyslot import Cost, seal_slot
 from snapfs.repo.format.records import Branch, Bundle, Config, Event, EventBody, Head, KeyEntry
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Below, Holes, Kind, Node, NodeType, Snapshot, Totals, VolumeKind, Xattr
+from snapfs.repo.system import System
 from snapfs.repo.trees import DirectoryWriter
 from support.parts import BUNDLE, KEYS, REPOSITORY, SALT, MemoryBlobs, seal_volume
 
@@ -73,7 +75,14 @@ def headers() -> None:
             "an incompatible feature this version does not know",
         ),
         ("suite", 16, b"\x02", "UnsupportedFormat", "sealed with another cipher"),
-        ("wrap", 17, b"\x02", "UnsupportedFormat", "a key wrapped in an unknown way"),
+        ("wrap", 17, b"\x03", "UnsupportedFormat", "a key wrapped in an unknown way"),
+        (
+            "wrap_length",
+            17,
+            b"\x02",
+            "Damaged",
+            "wrapped for whoever has the whole bundle, with another length than that has",
+        ),
         ("reserved", 19, b"\x01", "Damaged", "a reserved byte that is not zero"),
         ("length", 10, b"\x67\0", "Damaged", "a header shorter than its fixed part"),
         ("length_long", 10, b"\x69\x01", "Damaged", "a header longer than a header may be"),
@@ -172,6 +181,68 @@ def slots() -> None:
         bad = data[: L.HEADER_SIZE] + struct.pack("<III", *cost) + data[L.HEADER_SIZE + 12 :]
         write(f"keyslot_bad_{name}", "keyslot", f"parameters out of bounds: {cost}", bad, "Damaged", **facts)
     write("armor", "armor", "a key slot as it is exported", data, text=armor(data, ("remarks for people",)))
+
+
+def backup_only() -> None:
+    ephemeral = bytes(range(32))
+    recipients = {
+        str(kind): {
+            "private": recipient.private_key(KEYS.sealing(kind), kind).hex(),
+            "public": recipient.public_key(KEYS.sealing(kind), kind).hex(),
+            "okm": b"".join(_agreed(kind, ephemeral)).hex(),
+        }
+        for kind in L.PUBLIC_KEYS
+    }
+    write("recipients", "recipients", "key pairs from the named keys; keys of objects of this ephemeral private key",
+          ephemeral, public=x25519_public(ephemeral).hex(), salt=SALT.hex(), recipients=recipients)  # fmt: skip
+
+    event = Event(1, b"c" * 16, 1, (), 7, EventBody(records.EVENT_SNAPSHOT, b"any bytes"))
+    seed = bytes(range(64, 96))
+    sealer = _sealer_to(L.EVENT, ephemeral)
+    signed = recipient.signed(seed, sealer.header, records.encode(event))
+    data = seal_record(sealer, records.encode(signed))
+    facts = {
+        "ephemeral": ephemeral.hex(), "seed": seed.hex(), "verifying": verifying_key(seed).hex(), "salt": SALT.hex(),
+        "record": plainly(event), "signature": signed.signature.hex(),
+    }  # fmt: skip
+    write("signed", "signed", "an event by a key that can only back up", data, **facts)
+    for name, at, what in (
+        ("ephemeral", 110, "a bit of the ephemeral key"), ("salt", 45, "a bit of the salt"),
+        ("commitment", 80, "a bit of the commitment"), ("epoch", 20, "another epoch"), ("body", 180, "a bit of the record"),
+    ):  # fmt: skip
+        write(f"signed_bad_{name}", "signed", what, flipped(data, at), "Damaged", **facts)
+    zero = data[: L.HEADER_SIZE] + bytes(32) + data[L.BACKUP_ONLY_HEADER_SIZE :]
+    write(
+        "signed_bad_zero", "signed", "an ephemeral key that makes any secret zero", zero, "Damaged", **facts
+    )
+    wrapped = data[:17] + b"\0" + data[18:]
+    write("signed_bad_wrap", "signed", "said to be sealed with the named key", wrapped, "Damaged", **facts)
+
+    frames = [[(Kind.CONTENT, b"one"), (Kind.CONTENT, b"two" * 100)], [(Kind.CONTENT, bytes(5000))]]
+    write("volume_backup_only", "volume", "a data volume by a key that can only back up",
+          seal_volume(VolumeKind.DATA, frames, sealer=_sealer_to(L.DATA_VOLUME, ephemeral)), kind=int(VolumeKind.DATA),
+          ephemeral=ephemeral.hex(), salt=SALT.hex(),
+          frames=[[[int(k), blob.hex()] for k, blob in frame] for frame in frames])  # fmt: skip
+
+    class Stuck(System):
+        def salt(self, client: bytes = b"") -> bytes:
+            return SALT
+
+    bundle = KEYS.backup_only(b"host", b"config", Stuck())
+    slot = seal_slot(bundle, PASSWORD, COST, REPOSITORY, SALT)
+    write("keyslot_backup_only", "keyslot", "of a key that can only back up", slot, cost=list(COST), bundle=plainly(bundle),
+          password=PASSWORD.hex(), repository=REPOSITORY.hex(), salt=SALT.hex())  # fmt: skip
+
+
+def _sealer_to(kind: int, ephemeral: bytes) -> Sealer:
+    public = recipient.public_key(KEYS.sealing(kind), kind)
+    return recipient.sealer_to(public, ephemeral, kind, REPOSITORY, SALT, 1)
+
+
+def _agreed(kind: int, ephemeral: bytes) -> tuple[bytes, bytes]:
+    public = recipient.public_key(KEYS.sealing(kind), kind)
+    key = x25519(ephemeral, public) + x25519_public(ephemeral) + public
+    return derive(key, SALT, kind, L.WRAP_BACKUP_ONLY)
 
 
 def recovery_keys() -> None:
@@ -433,6 +504,7 @@ def main() -> None:
         keys,
         sealed_records,
         slots,
+        backup_only,
         recovery_keys,
         frames,
         volumes,

@@ -271,6 +271,9 @@ def test_new_keys_by_a_command_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     assert done.out.startswith("from now on everything is sealed with new keys")
     assert cli("snapshots").code == 12
     assert len(cli("-p", "nobody", "snapshots", "--json").ok().json) == 3
+    cli("-p", "nobody", "prune", "--yes", "--rewrite-old-keys").ok()
+    for path in [*cli.repo.glob("data/*/*"), *cli.repo.glob("trees/*/*")]:
+        assert path.read_bytes()[20] == 3, "the epoch in its header"
 
 
 def json_lines(done: Done) -> list[Any]:

@@ -14,13 +14,15 @@ from snapfs.repo import errors
 from snapfs.repo.content import ContentWriter
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import records, recovery
+from snapfs.repo.format import recipient, records, recovery
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.armor import armor, unarmor
+from snapfs.repo.format.crypto import verifies
 from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
 from snapfs.repo.format.records import Bundle, Config, Event
 from snapfs.repo.format.sealed import open_record, seal_record
+from snapfs.repo.grants import open_claim
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import Below, BlobId, Kind, Node, NodeType, Snapshot, VolumeKind
 from snapfs.repo.salvage import Salvage
@@ -97,6 +99,39 @@ def check_keyslot(s: Scenario, data: bytes, _: Path) -> None:
     assert seal_slot(bundle, password, Cost._make(s["cost"]), header.repository, salt) == data
 
 
+def sealer_to(kind: int, ephemeral: bytes, salt: bytes) -> Sealer:
+    return recipient.sealer_to(
+        recipient.public_key(KEYS.sealing(kind), kind), ephemeral, kind, REPOSITORY, salt, 1
+    )
+
+
+def check_recipients(s: Scenario, data: bytes, _: Path) -> None:
+    salt, public = bytes.fromhex(s["salt"]), bytes.fromhex(s["public"])
+    assert {int(kind) for kind in s["recipients"]} == {L.DATA_VOLUME, L.TREE_VOLUME, L.EVENT}
+    for kind, facts in ((int(kind), facts) for kind, facts in s["recipients"].items()):
+        private = bytes.fromhex(facts["private"])
+        assert recipient.private_key(KEYS.sealing(kind), kind) == private
+        assert recipient.public_key(KEYS.sealing(kind), kind).hex() == facts["public"]
+        header = Header(kind, REPOSITORY, salt, bytes(32), wrap=L.WRAP_BACKUP_ONLY, extra=public)
+        key = recipient.sealing_key(private, header, "it")
+        okm = b"".join(derive(key, salt, kind, L.WRAP_BACKUP_ONLY))
+        assert okm.hex() == facts["okm"]
+        assert sealer_to(kind, data, salt).header[72:] == okm[32:] + public
+
+
+def check_signed(s: Scenario, data: bytes, _: Path) -> None:
+    opener = KEYS.opener(L.EVENT, data, "it", REPOSITORY)
+    claim = open_claim(opener, data, "it")
+    event = from_plain(Event, s["record"])
+    assert claim.event == event
+    assert claim.signature.hex() == s["signature"]
+    assert verifies(bytes.fromhex(s["verifying"]), claim.message, claim.signature)
+    assert claim.message == b"snapfs/1/backup-only/signature" + data[:136] + records.encode(event)
+    sealer = sealer_to(L.EVENT, bytes.fromhex(s["ephemeral"]), bytes.fromhex(s["salt"]))
+    signed = recipient.signed(bytes.fromhex(s["seed"]), sealer.header, records.encode(event))
+    assert seal_record(sealer, records.encode(signed)) == data
+
+
 def check_armor(s: Scenario, data: bytes, _: Path) -> None:
     assert armor(data, ("remarks for people",)) == s["text"]
     assert unarmor(s["text"].encode()) == data
@@ -135,7 +170,9 @@ def check_volume(s: Scenario, data: bytes, folder: Path) -> None:
         assert [
             (s.id, s.kind, s.location) for s in Salvage(volumes, kind, name, quick=True).blobs()
         ] == entries
-        assert seal_volume(kind, frames, salt=bytes.fromhex(s["salt"])) == data
+        salt = bytes.fromhex(s["salt"])
+        sealer = sealer_to(OBJECTS[kind], bytes.fromhex(s["ephemeral"]), salt) if "ephemeral" in s else None
+        assert seal_volume(kind, frames, salt=salt, sealer=sealer) == data
     finally:
         storage.close()
 

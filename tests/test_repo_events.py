@@ -132,10 +132,10 @@ def test_key_notes(world: World) -> None:
     world.client("a", 5).publish(
         EventBody(records.EVENT_KEY_ADDED, None, (b"s" * 32,), (b"label", b"host", b"us\xffer"))
     )
-    assert world.state().key_notes == {b"s" * 32: ("label", "host", "us\ufffder", 5, False, 1)}
+    assert world.state().key_notes == {b"s" * 32: ("label", "host", "us\ufffder", 5, False, 1, None)}
     more = (b"", b"", b"", records.KEY_RECOVERY, b"what a later version adds")
     world.client("a", 6).publish(EventBody(records.EVENT_KEY_ADDED, None, (b"r" * 32,), more))
-    assert world.state().key_notes[b"r" * 32] == ("", "", "", 6, True, 1)
+    assert world.state().key_notes[b"r" * 32] == ("", "", "", 6, True, 1, None)
 
 
 def test_order_is_who_had_seen_what_and_not_the_clock(world: World) -> None:

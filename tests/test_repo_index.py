@@ -65,7 +65,7 @@ def test_what_goes_in_comes_out(index: Index, tmp_path: Path) -> None:
     index.close()
     again = Index(str(tmp_path / "index"), TAG)
     assert again.get(blob(7)) == place(7)
-    assert again.volumes() == [(1, ONE, VolumeKind.DATA, 4096, True)]
+    assert again.volumes() == [(1, ONE, VolumeKind.DATA, 4096, True, True)]
     again.close()
 
 
@@ -294,7 +294,7 @@ def test_reset_begins_empty(index: Index, tmp_path: Path) -> None:
     index.add(TWO, VolumeKind.TREE, 2, entries(2))
     index.close()
     again = Index(str(tmp_path / "index"), TAG)
-    assert again.volumes() == [(2, TWO, VolumeKind.TREE, 2, True)], "a number is given once"
+    assert again.volumes() == [(2, TWO, VolumeKind.TREE, 2, True, True)], "a number is given once"
     again.close()
 
 

@@ -9,7 +9,10 @@ import ctypes
 import hashlib
 import os
 import random
+import select
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,7 @@ from support import repositories
 from support.children import in_child
 from support.cli import Cli
 from support.faults import Calls, Fail
+from support.memory import masked
 from support.scene import folder as memory
 from support.torture import Rounds
 from support.trees import noise
@@ -113,11 +117,28 @@ def test_no_name_content_or_password_is_in_any_file(cli: Cli, monkeypatch: pytes
         ["key", "list"], ["check"],
     ):  # fmt: skip
         assert cli(*args).code in (0, 1), args
+    _by_a_machine_that_can_only_back_up(cli, monkeypatch)
     for where in (cli.repo, cli.repo / "tmp", cli.folder / "home"):  # what a failure leaves behind, too
         for nth in (1, 5, 12):
             with Calls(where, lambda number, kind, nth=nth: number == nth, Fail(28)).installed():
                 cli("backup", str(cli.source), *more)
     assert elsewhere(cli) == []
+
+
+def _by_a_machine_that_can_only_back_up(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own index and state lie beside the others."""
+    with monkeypatch.context() as machine:
+        machine.setitem(Repository.add_backup_only_key.__kwdefaults__, "cost", repositories.CHEAP)
+        machine.setenv("SNAPFS_NEW_PASSWORD", CANARIES["password"] + "2")
+        assert cli("key", "add", "--backup-only", CANARIES["host"]).code == 0
+        machine.setenv("SNAPFS_PASSWORD", CANARIES["password"] + "2")
+        for nth in (3, None):
+            with Calls(cli.repo, lambda number, kind, nth=nth: number == nth, Fail(28)).installed():
+                done = cli(
+                    "backup", str(cli.source), "--tag", CANARIES["tag"], "--exclude", CANARIES["exclude"]
+                )
+            assert done.code == (0 if nth is None else 1), done
+        assert cli("snapshots").code == 13
 
 
 def test_a_canary_is_seen(cli: Cli) -> None:
@@ -312,3 +333,68 @@ def test_nobody_tells_which_of_fifty_files_is_stored(
         tried += 1
     assert set(names.values()) == {1}, "a name came twice"
     assert won / tried - 1 / FILES <= 0.05, known[0]
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+WORDS = {"short": "canary horse battery 77", "long": "canary-horse-battery-77-" * 3}
+
+
+def looked(*args: str | Path, typed: str = "") -> tuple[int, list[str], list[str]]:
+    """Exit code and lines of a process that looks into its memory; `typed`: on its terminal, once it asks."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SNAPFS_")}
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", _WITH_TERMINAL, *args], env=env | {"PYTHONPATH": str(Path(__file__).parent)},
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        try:
+            if typed and select.select([ours], [], [], 60)[0]:
+                os.write(ours, f"{typed}\n".encode())
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            os.close(ours)
+    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+
+
+_WITH_TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from support.memory import main
+sys.exit(main(*sys.argv[1:]))
+"""
+
+
+def test_memory_that_holds_it_is_seen() -> None:
+    assert looked("control", masked(WORDS["short"].encode()).hex())[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("way", "word"), [("file", "short"), ("file", "long"), ("command", "short"), ("terminal", "short")]
+)
+def test_a_second_after_opening_no_password_is_in_memory(
+    cli: Cli, tmp_path: Path, way: str, word: str
+) -> None:
+    """As long as it did not come by the environment."""
+    password = WORDS[word]
+    Repository.create(str(tmp_path / "it"), password.encode(), cost=repositories.CHEAP)
+    file = tmp_path / "word"
+    file.write_text(password + "\n")
+    file.chmod(0o600)
+    args = {"file": ["-p", file], "command": ["--password-command", f"cat {file}"], "terminal": []}[way]
+    hidden = masked(password.encode()).hex()
+    code, _, said = looked(
+        "password", hidden, "-r", tmp_path / "it", *args, "snapshots", typed="" if args else password
+    )
+    assert (code, said[said.index("looked") :]) == (0, ["looked", "0"]), said
+
+
+def test_after_closing_no_key_is_in_memory(tmp_path: Path) -> None:
+    """But for what BLAKE3 leaves on the stack of those keys that it is given."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_bytes(noise(300_000, 1))
+    repositories.create(tmp_path)
+    code, lines, said = looked("keys", tmp_path)
+    assert (code, lines) == (0, ["6 of 6 keys are seen while it is open", "afterwards"]), said

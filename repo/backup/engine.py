@@ -20,7 +20,7 @@ from snapfs.repo.backup.parents import choose
 from snapfs.repo.backup.piped import piped
 from snapfs.repo.backup.sources import absolute, branching, stream_path
 from snapfs.repo.backup.walk import Walker
-from snapfs.repo.errors import StorageError, UsageError
+from snapfs.repo.errors import BackupOnly, StorageError, UsageError
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import Below, Node, Snapshot, Totals
@@ -63,6 +63,15 @@ class _Run:
             if not self.paths:
                 raise UsageError("nothing to back up: name at least one file or folder")
         self.excludes = options.excludes.describe()
+        keys = repository.keys
+        if not keys.can_read:
+            if options.host != keys.host:
+                own, other = os.fsdecode(keys.host), os.fsdecode(options.host)
+                raise UsageError(
+                    f"this key backs up the host {own!r} and no other: leave --host out, or make a key for {other!r}"
+                )
+            if options.parent is not None:
+                raise BackupOnly(", and reads no snapshot, so it goes on from its own last one and no other")
 
     def run(self) -> BackupResult:
         if self.options.dry_run:
@@ -73,11 +82,12 @@ class _Run:
     def _look(self) -> BackupResult:
         repository, options = self.repository, self.options
         repository.synchronise()
+        repository.tell_what_is_forgotten()
         repository.snapshots()  # says what is wrong with the events
         earlier = (
             [options.parent]
             if options.parent is not None
-            else choose(repository.events.load(), options.host, self.paths)
+            else choose(repository.earlier(self.paths), options.host, self.paths)
         )
         self.earlier = [s for s in earlier if not options.force]
         self.parent = self.earlier[-1] if self.earlier else None
@@ -175,6 +185,11 @@ class _Run:
         # Once more: of one that went while the event was written, nobody would say a word until it is needed.
         was_alive = self.lease.renew()
         if gone := self._gone(writer):
+            if not self.repository.keys.can_read:
+                raise StorageError(
+                    f"{gone} volumes vanished from the repository or were cut short while the snapshot {stored.short} was saved, "
+                    "and this key cannot take it back: forget it with one that opens everything, and run this again"
+                )
             self.repository.events.forget([stored.id])  # what lacks something is no snapshot
             if not was_alive:
                 raise StorageError(
@@ -190,6 +205,8 @@ class _Run:
             self.repository.index.note_whole(
                 stored.id, self.losses, self.parent.id if self.trusting and self.parent else None
             )
+        if self.repository.own_pages is not None:
+            self.repository.own_pages.keep_snapshot(stored)
         return stored
 
     def _gone(self, writer: BlobWriter) -> int:

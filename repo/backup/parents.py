@@ -32,7 +32,8 @@ def choose(state: State, host: bytes, paths: Sequence[bytes]) -> list[StoredSnap
     run left."""
 
     def fits(s: StoredSnapshot) -> bool:
-        return s.record.host == host and set(s.record.paths) == set(paths)
+        # Of a machine that can only back up, anybody may have made it who took that machine: what it says is unchanged is not.
+        return not s.backup_only and s.record.host == host and set(s.record.paths) == set(paths)
 
     complete = [s for s in state.snapshots if fits(s)][-1:]
     since = state.made[complete[0].id] if complete else None

@@ -18,6 +18,7 @@ from snapfs.repo.check.scrubbers import Scrubbers
 from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.errors import Damaged, StorageError
+from snapfs.repo.events import refused_events
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import sound_slot
@@ -76,6 +77,8 @@ class _Check:
         state = repository.events.load()
         for text in state.problems:
             result.add("event", text, "events")
+        if state.refused:
+            result.notes.append(refused_events(state.refused))
         result.missing_events = len(state.missing)
         if state.accepted:
             result.notes.append(
@@ -135,6 +138,7 @@ class _Check:
     def _keys(self) -> None:
         """Key slots, those of other passwords too: who needs one finds out too late."""
         repository, unannounced = self._repository, []
+        old: list[str] = []
         for name, note in repository.key_slots():
             try:
                 sound_slot(repository.storage, name)
@@ -144,6 +148,13 @@ class _Check:
                 self._result.add("key", f"a password or recovery key opens nothing: {error}", f"keys/{name}")
             if note is None:
                 unannounced.append(name[:8])
+            elif note.epoch < repository.keys.epoch:
+                old.append(name[:8])
+        if old:
+            self._result.notes.append(
+                f"the key slot {', '.join(old)} has old keys: it was put back after `snapfs key rotate`, or that was cut off; "
+                "`snapfs key remove` takes it away"
+            )
         if unannounced:
             self._result.notes.append(
                 f"nobody said that he added the key slot {', '.join(unannounced)}: a command that was killed, or somebody who "
@@ -208,6 +219,9 @@ class _Check:
             repository.note_damaged(damaged.intersection(repository.volumes.listing()))
         unusable = {volume.name for volume in index.volumes() if not volume.usable and volume.name in sound}
         self._heal(unusable, read, listing)
+        # Every id in them was compared: they are as good now as if a machine had written them that is trusted.
+        if new := [v.name for v in index.volumes() if v.usable and not v.verified and v.name in sound & read]:
+            index.mark(new, True)
         return not wrong and not damaged
 
     def _heal(self, unusable: set[bytes], read: set[bytes], listing: Listing) -> None:

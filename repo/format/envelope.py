@@ -13,15 +13,17 @@ from typing import NamedTuple
 
 from snapfs.repo.errors import Damaged, UnsupportedFormat
 from snapfs.repo.format import labels as L
-from snapfs.repo.format.crypto import AESGCM, InvalidTag, equal, hkdf
+from snapfs.repo.format.crypto import AESGCM, InvalidTag, equal, hkdf, wipe
 
 _FIXED = struct.Struct("<8sHHIBBBBI16s32s32s")
 assert _FIXED.size == L.HEADER_SIZE
 _FRAME = struct.Struct("<BBHIII")
+_WRAPS = (L.WRAP_REPOSITORY, L.WRAP_PASSWORD, L.WRAP_BACKUP_ONLY)
 
 
 class Header(NamedTuple):
-    """The clear header.  `extra` follows the fixed part (the Argon2id parameters of a key slot)."""
+    """The clear header.  `extra` follows the fixed part: the Argon2id parameters of a key slot, the ephemeral public key of wrap
+    kind 2."""
 
     kind: int
     repository: bytes
@@ -68,11 +70,15 @@ def parse_header(data: bytes, where: str) -> Header:
         raise UnsupportedFormat(
             f"{where}: format version {version}, this snapfs reads {L.FORMAT_VERSION}: install a newer snapfs"
         )
-    if features or suite != L.SUITE_AES_256_GCM or wrap not in (L.WRAP_REPOSITORY, L.WRAP_PASSWORD):
+    if features or suite != L.SUITE_AES_256_GCM or wrap not in _WRAPS:
         raise UnsupportedFormat(
             f"{where}: needs features {features:#x}, suite {suite}, wrap kind {wrap}: install a newer snapfs"
         )
     if reserved or not L.HEADER_SIZE <= length <= L.HEADER_LIMIT or len(data) < length:
+        raise Damaged("bad header", where)
+    if wrap == L.WRAP_BACKUP_ONLY and (
+        kind not in L.BACKUP_ONLY_LABELS or length != L.BACKUP_ONLY_HEADER_SIZE
+    ):
         raise Damaged("bad header", where)
     return Header(
         kind, repository, salt, commitment, epoch, wrap, suite, features, bytes(data[L.HEADER_SIZE : length])
@@ -87,10 +93,13 @@ def as_of_this_format(data: bytes) -> bytes:
     return fixed + data[_FIXED.size :]
 
 
-def derive(key: bytes, salt: bytes, kind: int) -> tuple[bytes, bytes]:
+def derive(key: bytes, salt: bytes, kind: int, wrap: int = L.WRAP_REPOSITORY) -> tuple[bytes, bytes]:
     """(key, commitment), 32 bytes each, of the object of this kind and salt."""
-    both = hkdf(key, salt, L.OBJECT_LABELS[kind], 2 * L.KEY_SIZE)
-    return both[: L.KEY_SIZE], both[L.KEY_SIZE :]
+    labels = L.BACKUP_ONLY_LABELS if wrap == L.WRAP_BACKUP_ONLY else L.OBJECT_LABELS
+    both = hkdf(key, salt, labels[kind], 2 * L.KEY_SIZE)
+    parts = both[: L.KEY_SIZE], both[L.KEY_SIZE :]
+    wipe(both)
+    return parts
 
 
 def _nonce(number: int) -> bytes:
@@ -100,14 +109,33 @@ def _nonce(number: int) -> bytes:
 _TAIL_NONCE = b"\xff" * 12
 
 
-class Sealer:
-    """Seals one object, front to back.  `header` is to be written first; frames are numbered as they are sealed."""
+class _Keyed:
+    """Has the key of one object, which is wiped when this is gone: not sooner, since the cipher may have it by reference."""
+
+    _key = b""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._aead = AESGCM(key)
+
+    def __del__(self) -> None:
+        if wipe is not None:  # it is, when the interpreter ends
+            wipe(self._key)
+
+
+class Sealer(_Keyed):
+    """Seals one object, front to back.  `header` is to be written first; frames are numbered as they are sealed.  Of wrap kind 2
+    the key is its own from now on, and wiped with it."""
+
+    _agreed = b""
 
     def __init__(self, key: bytes, kind: int, repository: bytes, salt: bytes, *, epoch: int = 1,
                  wrap: int = L.WRAP_REPOSITORY, extra: bytes = b"") -> None:  # fmt: skip
-        object_key, commitment = derive(key, salt, kind)
+        object_key, commitment = derive(key, salt, kind, wrap)
+        self._agreed = key if wrap == L.WRAP_BACKUP_ONLY else b""
+        """What only this sealer has: nobody here can derive it again."""
         self.header = Header(kind, repository, salt, commitment, epoch, wrap, extra=extra).encode()
-        self._aead = AESGCM(object_key)
+        super().__init__(object_key)
         self.frames = 0
 
     def number(self) -> int:
@@ -128,8 +156,17 @@ class Sealer:
     def tail(self, plain: bytes) -> bytes:
         return self._aead.encrypt(_TAIL_NONCE, plain, self.header)
 
+    def opener(self, data: bytes, where: str, kind: int, repository: bytes) -> Opener:
+        """Of what was just sealed with wrap kind 2, as it was read back.  Raises Damaged."""
+        return Opener(self._agreed, data, where, kind, repository)
 
-class Opener:
+    def __del__(self) -> None:
+        if wipe is not None:
+            wipe(self._agreed)
+        super().__del__()
+
+
+class Opener(_Keyed):
     """Opens the frames of one object, in any order.  Safe to use from several threads."""
 
     def __init__(
@@ -138,13 +175,14 @@ class Opener:
         parsed = parse_header(header, where)
         if parsed.kind != kind or (repository is not None and parsed.repository != repository):
             raise Damaged("belongs to another repository or is of another kind", where)
-        object_key, commitment = derive(key, parsed.salt, kind)
+        object_key, commitment = derive(key, parsed.salt, kind, parsed.wrap)
+        super().__init__(object_key)
         if not equal(commitment, parsed.commitment):
             raise Damaged("sealed with another key", where)
         self.header = parsed.encode()
+        self.wrap = parsed.wrap
         self.epoch = parsed.epoch
         self.where = where
-        self._aead = AESGCM(object_key)
 
     def frame_header(self, number: int, sealed: bytes | memoryview) -> FrameHeader:
         """Open the 32 bytes before a body.  Raises Damaged."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from snapfs.repo.errors import Damaged, WrongPassword
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records, recovery
-from snapfs.repo.format.crypto import argon2id, equal
+from snapfs.repo.format.crypto import argon2id, equal, wipe
 from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
 from snapfs.repo.format.records import Bundle
 from snapfs.repo.format.sealed import open_record, seal_record
@@ -29,11 +29,18 @@ class Cost(NamedTuple):
     lanes: int = L.ARGON2_LANES
 
 
-def seal_slot(bundle: Bundle, password: bytes, cost: Cost, repository: bytes, salt: bytes) -> bytes:
+def seal_slot(
+    bundle: Bundle, password: bytes | bytearray, cost: Cost, repository: bytes, salt: bytes
+) -> bytes:
     """The bytes of a key slot's file."""
     key = argon2id(recovery.canonical(password), salt, *cost)
-    sealer = Sealer(key, L.KEY_SLOT, repository, salt, wrap=L.WRAP_PASSWORD, extra=_COST.pack(*cost))
-    return seal_record(sealer, records.encode(bundle))
+    record = records.encode(bundle)
+    try:
+        sealer = Sealer(key, L.KEY_SLOT, repository, salt, wrap=L.WRAP_PASSWORD, extra=_COST.pack(*cost))
+        return seal_record(sealer, record)
+    finally:
+        wipe(key)
+        wipe(record)
 
 
 def parse_slot(data: bytes, where: str) -> tuple[Header, Cost]:
@@ -51,12 +58,19 @@ def parse_slot(data: bytes, where: str) -> tuple[Header, Cost]:
     return header, cost
 
 
-def open_slot(data: bytes, password: bytes, where: str) -> tuple[Header, Bundle]:
+def open_slot(data: bytes, password: bytes | bytearray, where: str) -> tuple[Header, Bundle]:
     """Raises WrongPassword if this slot is not for this password, Damaged if it is not as written."""
     header, cost = parse_slot(data, where)
     key = argon2id(recovery.canonical(password), header.salt, *cost)
-    _, commitment = derive(key, header.salt, L.KEY_SLOT)
-    if not equal(commitment, header.commitment):
-        raise WrongPassword("wrong password: no key slot of this repository opens with it")
-    opener = Opener(key, data, where, L.KEY_SLOT)
-    return header, records.decode(Bundle, open_record(opener, data), where)
+    try:
+        object_key, commitment = derive(key, header.salt, L.KEY_SLOT)
+        wipe(object_key)
+        if not equal(commitment, header.commitment):
+            raise WrongPassword("wrong password: no key slot of this repository opens with it")
+        record = open_record(Opener(key, data, where, L.KEY_SLOT), data)
+    finally:
+        wipe(key)
+    try:
+        return header, records.decode(Bundle, record, where)
+    finally:
+        wipe(record)

@@ -12,8 +12,14 @@ WRAP_REPOSITORY = 0
 """The object's key is derived from a named key of the bundle."""
 WRAP_PASSWORD = 1
 """The object's key is derived from a password with Argon2id; its parameters follow the fixed header."""
+WRAP_BACKUP_ONLY = 2
+"""The object's key is agreed on (X25519) with the holders of the whole bundle; the writer's ephemeral public key follows the
+fixed header."""
 
 HEADER_SIZE = 104
+PUBLIC_KEY_SIZE = 32
+CLIENT_SIZE = 16
+BACKUP_ONLY_HEADER_SIZE = HEADER_SIZE + PUBLIC_KEY_SIZE
 HEADER_LIMIT = HEADER_SIZE + 256
 """The longest header that readers accept."""
 FRAME_HEADER_SIZE = 32
@@ -105,6 +111,30 @@ ROTATION, BEFORE_ROTATION = b"rotation", b"before rotation"
 FEATURE_EPOCHS = b"key epochs"
 """A read feature of the config: some objects are sealed with keys of later epochs than 1."""
 READ_FEATURES = (FEATURE_EPOCHS,)
+
+# Keys that can only back up (wrap kind 2).
+ROLE_EVERYTHING = 1
+ROLE_BACKUP_ONLY = 2
+BACKUP_ONLY_LABELS = {
+    DATA_VOLUME: PREFIX + b"backup-only/object/data",
+    TREE_VOLUME: PREFIX + b"backup-only/object/tree",
+    EVENT: PREFIX + b"backup-only/object/event",
+}
+"""Of the keys of the objects that such a client makes."""
+RECIPIENT_LABELS = {
+    DATA_VOLUME: PREFIX + b"backup-only/recipient/data",
+    TREE_VOLUME: PREFIX + b"backup-only/recipient/tree",
+    EVENT: PREFIX + b"backup-only/recipient/event",
+}
+"""Of the private keys, derived from the named keys of the same kind."""
+EPHEMERAL_LABEL = PREFIX + b"backup-only/ephemeral"
+OWN_PAGES_LABEL = PREFIX + b"backup-only/own pages"
+OWN_PAGE_LABEL = PREFIX + b"backup-only/own page"
+"""Of what such a machine keeps of its own last snapshots, never in the repository."""
+SIGNATURE_LABEL = PREFIX + b"backup-only/signature"
+PUBLIC_KEYS = {DATA_VOLUME: b"data public", TREE_VOLUME: b"tree public", EVENT: b"event public"}
+"""What the bundle of such a client has in place of the named key."""
+BACKUP_ONLY_KEYS = (b"id", b"chunker", b"index", *PUBLIC_KEYS.values(), b"signing", b"client", b"host")
 
 ID_LABELS = {
     Kind.CONTENT: PREFIX + b"id/content",

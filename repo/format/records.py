@@ -56,7 +56,7 @@ class Bundle(msgspec.Struct, array_like=True, frozen=True):
 
     version: int
     role: int
-    """1: everything."""
+    """1: everything; 2: to back up, and nothing else (L.BACKUP_ONLY_KEYS)."""
     keys: tuple[KeyEntry, ...]
     config: bytes
 
@@ -95,10 +95,11 @@ class EventBody(msgspec.Struct, array_like=True, frozen=True):
     snapshot: bytes | None = None
     """SNAPSHOT, CHECKPOINT: the encoded Snapshot."""
     ids: tuple[bytes, ...] = ()
-    """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED: the slot's name.  KEYS_CHANGED: names of events and volumes."""
+    """TAGS, FORGET, UNDELETE: ids of snapshots.  KEY_ADDED, KEY_REMOVED: the slot's name; and where it can only back up, in
+    KEY_ADDED, its client id and verifying key.  KEYS_CHANGED: names of events and volumes."""
     tags: tuple[bytes, ...] = ()
-    """TAGS: the tags from now on.  KEY_ADDED: label, host and user, and KEY_RECOVERY where it is a recovery key's.
-    KEYS_CHANGED: host and user."""
+    """TAGS: the tags from now on.  KEY_ADDED: label, host and user, and KEY_RECOVERY where it is a recovery key's, or
+    KEY_BACKUP_ONLY and the host that it backs up.  KEYS_CHANGED: host and user."""
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True):
@@ -110,16 +111,30 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     body: EventBody
 
 
+class Signed(msgspec.Struct, array_like=True, frozen=True):
+    """What an event of a key that can only back up holds: the encoded Event, and its Ed25519 signature (recipient.py)."""
+
+    version: int
+    record: bytes
+    signature: bytes
+
+
 class _Versioned(msgspec.Struct, array_like=True, frozen=True):
     """What records of all versions begin with."""
 
     version: int
 
 
+class _Begun(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+    second: bytes
+
+
 EVENT_SNAPSHOT, EVENT_TAGS, EVENT_FORGET, EVENT_UNDELETE, EVENT_CHECKPOINT, EVENT_KEY_ADDED = range(1, 7)
-EVENT_KEYS_CHANGED = 7
-EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEYS_CHANGED + 1)
+EVENT_KEYS_CHANGED, EVENT_KEY_REMOVED = 7, 8
+EVENT_TYPES = range(EVENT_SNAPSHOT, EVENT_KEY_REMOVED + 1)
 KEY_RECOVERY = b"recovery"
+KEY_BACKUP_ONLY = b"backup-only"
 
 UNDECODABLE = (msgspec.DecodeError, RecursionError, ValueError)
 """What msgspec raises for bytes that are no such record: the second for arrays in arrays in arrays."""
@@ -128,6 +143,7 @@ T = TypeVar("T")
 encode = msgspec.msgpack.Encoder().encode
 encode_into = msgspec.msgpack.Encoder().encode_into
 _versioned = msgspec.msgpack.Decoder(_Versioned).decode
+_begun = msgspec.msgpack.Decoder(_Begun).decode
 _page = msgspec.msgpack.Decoder(Page).decode
 _node = msgspec.msgpack.Decoder(Node).decode
 _branch = msgspec.msgpack.Decoder(Branch).decode
@@ -152,6 +168,13 @@ def _refuse_newer(data: bytes | msgspec.Raw, what: str, where: str) -> None:
     with contextlib.suppress(*UNDECODABLE):
         if _versioned(data).version > VERSION:
             raise UnsupportedFormat(f"{where}: a newer kind of {what}: install a newer snapfs")
+
+
+def second_field(data: bytes) -> bytes:
+    """The second field of a record of any version if it is bytes, else nothing."""
+    with contextlib.suppress(*UNDECODABLE):
+        return _begun(data).second
+    return b""
 
 
 def encode_page(level: int, entries: list[msgspec.Raw]) -> bytes:

@@ -35,15 +35,22 @@ def make(random: bytes) -> str:
     return "-".join(group + _ALPHABET[_checksum(n, group)] for n, group in enumerate(groups, 1))
 
 
-def canonical(password: bytes) -> bytes:
-    """A recovery key as it is printed, however it was typed; any other password as it is."""
+def canonical(password: bytes | bytearray) -> bytes | bytearray:
+    """A recovery key as it is printed, however it was typed; any other password as it is, and in most cases not copied."""
+    if len(password) < LENGTH or (password.isascii() and len(password) - _blanks(password) != LENGTH):
+        return password
     letters = "".join(_pieces(password))
     if len(letters) != LENGTH or _wrong(_by_fives(letters)):
         return password
     return "-".join(_by_fives(letters)).encode()
 
 
-def mistyped(password: bytes) -> str | None:
+def _blanks(password: bytes | bytearray) -> int:
+    """How many characters of ASCII are nothing but space between letters."""
+    return sum(chr(byte).isspace() or byte == ord("-") for byte in password)
+
+
+def mistyped(password: bytes | bytearray) -> str | None:
     """Where the mistakes are, if this was meant as a recovery key and is none; None if it does not look like one."""
     pieces = _pieces(password)
     letters = "".join(pieces)
@@ -72,7 +79,7 @@ def _characters(text: str) -> str:
     return f"{len(text)} character{'' if len(text) == 1 else 's'}"
 
 
-def _pieces(password: bytes) -> list[str]:
+def _pieces(password: bytes | bytearray) -> list[str]:
     """What was typed between spaces and dashes, in capitals, with the letters that a key does not have as digits."""
     letters = (
         " "

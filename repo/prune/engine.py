@@ -9,9 +9,9 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from snapfs.repo.errors import BlobMissing, StorageError
+from snapfs.repo.errors import BlobMissing, Damaged, StorageError
 from snapfs.repo.events import StoredSnapshot
-from snapfs.repo.index import IndexBroken
+from snapfs.repo.index import IndexBroken, IndexedVolume
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.prune.copies import damaged_copies
@@ -38,6 +38,8 @@ class PruneOptions:
     volume_size: int | None = None
     """Of new volumes, in bytes; None: that of the repository."""
     dry_run: bool = False
+    old_keys: bool = False
+    """Rewrite all that is sealed with keys that were changed."""
 
 
 @dataclass
@@ -131,11 +133,22 @@ class _Prune:
 
     def _plan(self) -> None:
         options, repository, result = self._options, self._repository, self._result
+        if options.old_keys:
+            for use in self._usage.volumes.values():
+                use.must_go = self._has_old_keys(use.volume)
         result.plan = plan(
             self._usage.volumes.values(), options.unused, options.most,
             options.volume_size or repository.config.volume_size, options.scatter, repository.storage.free(),
         )  # fmt: skip
         result.unused = result.plan.unused
+
+    def _has_old_keys(self, volume: IndexedVolume) -> bool:
+        try:
+            return (
+                self._repository.volumes.opener(volume.kind, volume.name).epoch < self._repository.keys.epoch
+            )
+        except Damaged:
+            return False
 
     def _take_away(self) -> None:
         options, result = self._options, self._result

@@ -159,11 +159,16 @@ def plan(
             room -= use.volume.size
             chosen[use.volume.number] = use
 
+    for use in uses:
+        if use.must_go and use.live_blobs and use.volume.usable:
+            take(use)
     limit = unused.limit(made.size - made.unused)
-    left = made.unused - made.removed
+    left = made.unused - made.removed - sum(use.unused for use in chosen.values())
     for use in sorted(partly, key=lambda use: (use.live / max(use.plain, 1), use.volume.name)):
         if limit is None or left <= limit:
             break
+        if use.volume.number in chosen:
+            continue
         take(use)
         left -= use.unused if use.volume.number in chosen else 0
     for group in small.values():

@@ -133,7 +133,7 @@ class Removal:
                 "this again"
             )
         sparing.there = there
-        sparing.usable = there.intersection(v.number for v in repository.index.volumes() if v.usable)
+        sparing.usable = there.intersection(v.number for v in repository.index.volumes() if v.reliable)
         sparing.victims = {use.volume.number for use in todo} - sparing.spared
         for snapshot in live_snapshots(state):
             if snapshot.id not in self._seen and snapshot.id not in sparing.seen:

@@ -56,10 +56,11 @@ def seal_volume(
     salt: bytes = SALT,
     level: int = 0,
     size: int | None = None,
+    sealer: Sealer | None = None,
 ) -> bytes:
     """A volume of these frames of (kind, blob), padded to `size` bytes (by default as the last one of a run is)."""
     object_kind = OBJECTS[kind]
-    sealer = Sealer(KEYS.sealing(object_kind), object_kind, REPOSITORY, salt)
+    sealer = sealer or Sealer(KEYS.sealing(object_kind), object_kind, REPOSITORY, salt)
     out = bytearray(sealer.header)
     entries, words, ids = [], [], []
     for blobs in frames:

@@ -11,9 +11,9 @@ from snapfs.repo.client import Client
 from snapfs.repo.events import Events
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
+from snapfs.repo.format import records
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import Sealer, parse_header
-from snapfs.repo.format.records import Bundle
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, VolumeKind
 from snapfs.repo.repository import Repository
@@ -42,9 +42,12 @@ def change_keys(
         )
 
 
-def bundle_of(folder: Path, password: bytes = PASSWORD) -> Bundle:
+def bundle_of(folder: Path, password: bytes = PASSWORD) -> records.Bundle:
+    """What somebody has who took it along: the repository wipes its own when it is closed."""
     with opened(folder, password) as repository:
-        return repository.slots.bundle
+        bundle = repository.slots.bundle
+        keys = (records.KeyEntry(key.name, key.epoch, bytes(bytearray(key.key))) for key in bundle.keys)
+        return records.Bundle(bundle.version, bundle.role, tuple(keys), bundle.config)
 
 
 def epochs(folder: Path, *folders: str) -> list[int]:
@@ -56,7 +59,7 @@ def epochs(folder: Path, *folders: str) -> list[int]:
 class Thief:
     """Has the keys that a bundle holds, and may write to the storage; obeys no rule."""
 
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, bundle: records.Bundle) -> None:
         self.storage = LocalStorage(str(folder / "repository"))
         self.keys = Keys(bundle, "stolen")
         self.repository = parse_header((folder / "repository/config").read_bytes(), "config").repository
