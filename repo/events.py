@@ -137,10 +137,17 @@ class Events:
         """Say that the keys are changed, and what there is of events and `volumes` (names): nothing that comes later under these
         keys counts.  Returns the names of the events that say so, and of the heads before them.
 
+        Raises StorageError where an event cannot be read: it is not among those that there are, and would never count again.
         Who published at this moment is taken up: afterwards these events have seen all there are.
         """
         who = (host.encode("utf-8", "replace"), user.encode("utf-8", "replace"))
-        before = tuple(head.name for head in self.load().heads)
+        state = self.load()
+        if state.problems:
+            raise StorageError(
+                f"{state.problems[0]}: it would never count again, so the keys were not changed; bring it back from a copy of "
+                "the repository, or take its file out of events/"
+            )
+        before = tuple(head.name for head in state.heads)
         while True:
             names = [*self._counted, *volumes]
             parts = [tuple(names[at : at + _LISTED]) for at in range(0, len(names), _LISTED)]
@@ -210,9 +217,7 @@ class Events:
         if size > L.RECORD_LIMIT:
             return f"event {name.hex()[:8]} is damaged: too large"
         try:
-            data = self._read(path)
-            if hashlib.sha256(data).digest() != name:
-                raise Damaged("its bytes are not those it was named for")
+            data = self._read(path, name)
             opener = self._keys.opener(L.EVENT, data, path, self._repository)
             self._epochs[name] = opener.epoch
             if opener.wrap == L.WRAP_BACKUP_ONLY:
@@ -223,11 +228,16 @@ class Events:
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
 
-    def _read(self, path: str) -> bytes:
-        """A whole event; at a second try, if need be.  A bad sector is damage, which other events need not suffer from."""
+    def _read(self, path: str, name: bytes) -> bytes:
+        """A whole event; at a second try, if need be: what a command does without it may be for good.  A bad sector is damage,
+        which other events need not suffer from."""
         for last in (False, True):
             try:
-                return self._storage.read(path)
+                data = self._storage.read(path)
+                if hashlib.sha256(data).digest() == name:
+                    return data
+                if last:
+                    raise Damaged("its bytes are not those it was named for")
             except StorageError as error:
                 if error.errno != errno.EIO:
                     raise

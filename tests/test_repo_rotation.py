@@ -18,6 +18,7 @@ from snapfs.repo.errors import (
     OldKeys,
     RepositoryLocked,
     RolledBack,
+    StorageError,
     WrongPassword,
 )
 from snapfs.repo.events import Events
@@ -327,6 +328,24 @@ def test_a_damaged_event_takes_nothing_but_itself_away(tmp_path: Path, taken: by
 
 
 # ---- old slots put back, old copies of the config ------------------------------------------------------------------------
+
+
+def test_while_an_event_cannot_be_read_keys_are_not_changed(tmp_path: Path, taken: bytes) -> None:
+    """It would not be among those that were there, and never count again: what was forgotten would be back for good."""
+    with opened(tmp_path) as repository:
+        repository.events.forget([taken])
+        (head,) = repository.events.load().heads
+    path = tmp_path / "repository/events" / head.name.hex()
+    good = path.read_bytes()
+    path.write_bytes(good[:200] + bytes((good[200] ^ 1,)) + good[201:])
+    before = slots(tmp_path), sorted(os.listdir(path.parent))
+    with pytest.raises(StorageError, match=r"is damaged.* keys were not changed"):
+        change_keys(tmp_path)
+    assert (slots(tmp_path), sorted(os.listdir(path.parent))) == before
+    path.write_bytes(good)
+    change_keys(tmp_path)
+    with opened(tmp_path) as repository:
+        assert repository.snapshots() == []
 
 
 def test_an_old_slot_reads_what_was_and_writes_nothing(tmp_path: Path, taken: bytes) -> None:
