@@ -23,7 +23,7 @@ from snapfs.repo.errors import (
 )
 from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.records import EventBody
-from snapfs.repo.model import KiB
+from snapfs.repo.model import KiB, VolumeKind
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
@@ -859,6 +859,33 @@ def test_a_copy_in_a_volume_that_is_rewritten_goes_only_after_the_other_was_read
         (beside,) = (use for use in found.volumes.values() if use.copies)
         assert beside.live_blobs, "or this shows nothing"
         assert prune(repository, PruneOptions(unused=NONE), Watch()).done
+    with desk.stranger("third") as repository:
+        node = repository.trees.resolve(last.record.root, os.fsencode(part))
+        assert same.differences(desk.trees[last.id], same.in_snapshot(repository, node)) == []
+
+
+def test_what_is_moved_does_not_rest_on_a_copy_that_nobody_read(desk: Kept) -> None:
+    """The sound copy lies in a small volume, which is merged with others; the damaged one in a volume that stays."""
+    part = make(desk.folder / "part", {b"xyz"[n : n + 1]: File(noise(80_000, 80 + n)) for n in range(3)})
+    doomed = desk.take(part)
+    (part / "z").unlink()
+    desk.take(part)
+    (damaged,) = desk.volumes("data").values()
+    data = bytearray(damaged.read_bytes())
+    data[1000] ^= 1
+    damaged.write_bytes(data)
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    (part / "y").unlink()
+    for n in range(10):
+        make(part, {b"more/%d" % n: File(noise(3000, 90 + n))})
+        last = desk.take(part)
+    desk.forget(doomed)
+    with desk.stranger("other") as repository:
+        options = PruneOptions(unused=ANY, scatter=Scatter(None))
+        plan = prune(repository, options, Watch()).plan
+        assert len([use for use in plan.rewrite if use.volume.kind is VolumeKind.DATA]) == 10
+        assert damaged.exists(), "or this shows nothing"
     with desk.stranger("third") as repository:
         node = repository.trees.resolve(last.record.root, os.fsencode(part))
         assert same.differences(desk.trees[last.id], same.in_snapshot(repository, node)) == []
