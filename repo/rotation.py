@@ -87,10 +87,16 @@ class _Rotation:
         self._repository = repository
         self._host, self._user = host, user
         state = repository.events.load()
-        if state.newer:
+        if state.newer and state.closed is not None:
             raise OldKeys(
                 "nothing was changed: the keys of this repository were changed before, and this password opens the old ones; "
                 "use one that was made since"
+            )
+        if state.newer:
+            said = next(text for text in state.problems if "newer keys" in text)
+            raise OldKeys(
+                f"nothing was changed: {said}; if nobody has changed the keys, somebody has put that file into events/: move it "
+                "away"
             )
         self._snapshots = [snapshot.id for snapshot in state.snapshots]
         self._notes = state.key_notes

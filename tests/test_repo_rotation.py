@@ -569,3 +569,12 @@ def test_the_past_can_be_sealed_anew(tmp_path: Path, taken: bytes) -> None:
         for kind in (1, 2):
             with pytest.raises((OldKeys, Damaged)):
                 thief.keys.opener(kind, path.read_bytes(), "it")
+
+
+def test_a_closed_repository_takes_nothing_for_damage(tmp_path: Path, taken: bytes) -> None:
+    """Its keys are wiped: a thread that comes late must not remember sound volumes as damaged."""
+    with repos.open_(tmp_path) as repository:
+        name, (kind, _) = next(iter(repository.volumes.listing().items()))
+        repository.close()
+        with pytest.raises(RuntimeError, match="wiped"):
+            repository.volumes.opener(kind, name)
