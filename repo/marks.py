@@ -67,7 +67,10 @@ class FrameSizes:
 
     def share(self, at: Location) -> int:
         """What falls to a blob of the sealed bytes of its frame, all of whose blobs were added."""
-        return (L.FRAME_HEADER_SIZE + at.sealed) * at.length // max(self._plain[at.volume][at.frame], 1)
+        plain = self._plain.get(at.volume, ())
+        # Another process may have built the index anew meanwhile, and found more of a damaged volume.
+        whole = plain[at.frame] if at.frame < len(plain) else 0
+        return (L.FRAME_HEADER_SIZE + at.sealed) * at.length // max(whole, at.length, 1)
 
 
 class FirstComers:

@@ -88,7 +88,8 @@ def live_snapshots(state: State) -> list[StoredSnapshot]:
 
 
 def by_importance(snapshots: list[StoredSnapshot]) -> tuple[list[StoredSnapshot], list[StoredSnapshot]]:
-    """(the newest complete one of each host and paths, all others), each the last of `snapshots` first."""
+    """(the newest complete one of each host and paths, all others), each the last of `snapshots` first; checkpoints come last:
+    what lies below a page that is in one, too, may not all be there."""
     seen: set[tuple[bytes, frozenset[bytes]]] = set()
     newest, others = [], []
     for snapshot in reversed(snapshots):
@@ -98,6 +99,7 @@ def by_importance(snapshots: list[StoredSnapshot]) -> tuple[list[StoredSnapshot]
             newest.append(snapshot)
         else:
             others.append(snapshot)
+    others.sort(key=lambda snapshot: not snapshot.record.complete)
     return newest, others
 
 
@@ -179,8 +181,6 @@ def usage(repository: Repository, snapshots: list[StoredSnapshot], progress: Pro
     marking = _Marking(repository, progress, set(there))
     progress.phase("mark", len(snapshots))
     newest, others = by_importance(snapshots)
-    # Of a checkpoint, what lies below a marked page may be unmarked: so they come when all that must be whole is done.
-    others.sort(key=lambda snapshot: not snapshot.record.complete)
     for marking.is_newest, some in ((True, newest), (False, others)):
         for snapshot in some:
             marking.add(snapshot)

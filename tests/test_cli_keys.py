@@ -185,6 +185,19 @@ def test_what_cannot_be_imported(cli: Cli) -> None:
     assert cli("-r", cli.source, "key", "import", "mine.key").code == 10
 
 
+def test_what_a_derivation_costs_if_nobody_says_so() -> None:
+    """In most tests it is next to nothing."""
+    makes_slots = [
+        method
+        for method in vars(Repository).values()
+        if "cost" in (getattr(method, "__kwdefaults__", None) or ())
+    ]
+    assert len(makes_slots) >= 4
+    assert {method.__kwdefaults__["cost"] for method in (*makes_slots, Repository.create)} == {
+        (128 * 1024, 3, 4)
+    }
+
+
 def test_what_a_derivation_may_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     real = keyslot.argon2id
     monkeypatch.setattr(keyslot, "argon2id", lambda password, salt, *cost: real(password, salt, *CHEAP))

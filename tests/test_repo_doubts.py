@@ -285,6 +285,16 @@ def test_a_time_that_is_long_past_is_left_where_it_is(world: World) -> None:
     assert order(world, "a")[-1] == mine.id
 
 
+def test_past_times_keep_their_order_where_nothing_else_is_there(world: World) -> None:
+    """Old backups are brought into a new repository, the newest first, and another machine hears of it later."""
+    world.look("a")
+    world.now += 30 * DAY
+    brought = [world.back_up("b", time=START - n * DAY) for n in (10, 20, 30)]
+    assert {world.doubt("a", one) for one in brought} == {Doubt.UNCONFIRMED}
+    for name in ("a", "b"):
+        assert order(world, name) == [one.id for one in reversed(brought)]
+
+
 # ---- what is remembered --------------------------------------------------------------------------------------------------
 
 
