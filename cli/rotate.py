@@ -14,10 +14,10 @@ from snapfs.cli.progress import Reporter, reporter
 from snapfs.cli.prune import seconds
 from snapfs.cli.render import complain, document, line, moment, out
 from snapfs.repo.errors import UsageError, WrongPassword
-from snapfs.repo.events import KeyNote
 from snapfs.repo.repository import Repository
 from snapfs.repo.rotation import refuse_doubts
 from snapfs.repo.rotation import rotate as change_keys
+from snapfs.repo.state import KeyNote
 
 _TRIES = 3
 
@@ -68,12 +68,11 @@ def rotate(
         given = [passwords.from_file(file, progress.notice) for file in keep]
         kept = repository.slots.opened_by(given) if given else {}
         asks = not yes and sys.stdin is not None and sys.stdin.isatty()
-        notes = {name: note for name, note in repository.key_slots() if name != repository.slot}
+        notes = {name: note for name, note in repository.slots.notes() if name != repository.slots.current}
         if asks:
             for name, note in notes.items():
-                if name not in kept and (
-                    note is None or note.backs_up is None
-                ):  # such a key ends in any case
+                ends = note is not None and note.backs_up is not None  # whatever is typed
+                if name not in kept and not ends:
                     kept |= _asked(repository, name, note)
         new_password = passwords.given("SNAPFS_NEW_", new_password_file, None, False, progress.notice)
         if new_password is None and change_password:

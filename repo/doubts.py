@@ -66,7 +66,7 @@ def made(stated: Mapping[bytes, int], times: Times, now: int) -> dict[bytes, tup
         time, place = stated[key], 0
         if times.doubt(key, time, now) not in (Doubt.UNCONFIRMED, Doubt.FUTURE):
             believed = max(believed, time)
-        elif time > believed:
+        elif believed < time > min(now, times.doubted.get(key, now)) + TOLERANCE:
             time, place = believed, 1 + times.order.get(key, 0)
         found[key] = time, place
     return found

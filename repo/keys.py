@@ -97,7 +97,10 @@ class Keys:
     def wipe(self) -> None:
         """Nothing can be sealed or opened with these any more, nor with the bundle they came from."""
         named = (key for (name, _), key in self._keys.items() if name not in _NO_KEYS)
-        for key in (*named, *self.blob_keys.values(), self._snapshot, self.page, self.index_tag):
+        keys = (*named, *self.blob_keys.values(), self._snapshot, self.page, self.index_tag)
+        # First: whoever is late must not take for damage what he cannot open any more.
+        self._keys, self.blob_keys = {}, {}
+        for key in keys:
             wipe(key)
 
     # ---- a machine that can only back up -------------------------------------------------------------------------
@@ -153,6 +156,8 @@ class Keys:
         if not self.can_read:
             raise BackupOnly
         epoch = self.epoch if epoch is None else epoch
+        if not self._keys:
+            raise RuntimeError("the repository was closed, and its keys were wiped")
         try:
             return self._keys[L.OBJECT_KEYS[kind], epoch]
         except KeyError:

@@ -7,8 +7,10 @@ database with a small fixed cache.
 from __future__ import annotations
 
 import sqlite3
+from array import array
 
 from snapfs.repo.errors import StorageError
+from snapfs.repo.format import labels as L
 from snapfs.repo.model import Location
 
 
@@ -46,6 +48,29 @@ class Marks:
 
     def has_blob(self, at: Location) -> bool:
         return self.has(at.volume, at.entry)
+
+
+class FrameSizes:
+    """The plaintext of each frame: four bytes a frame.  Valid as long as the index is not rebuilt."""
+
+    def __init__(self) -> None:
+        self._plain: dict[int, array[int]] = {}
+
+    def add(self, at: Location) -> None:
+        """One of its blobs."""
+        plain = self._plain.get(at.volume)
+        if plain is None:
+            plain = self._plain[at.volume] = array("I")
+        if at.frame >= len(plain):
+            plain.frombytes(bytes(plain.itemsize * (at.frame + 1 - len(plain) + (at.frame >> 2))))
+        plain[at.frame] = min(plain[at.frame] + at.length, 0xFFFFFFFF)
+
+    def share(self, at: Location) -> int:
+        """What falls to a blob of the sealed bytes of its frame, all of whose blobs were added."""
+        plain = self._plain.get(at.volume, ())
+        # Another process may have built the index anew meanwhile, and found more of a damaged volume.
+        whole = plain[at.frame] if at.frame < len(plain) else 0
+        return (L.FRAME_HEADER_SIZE + at.sealed) * at.length // max(whole, at.length, 1)
 
 
 class FirstComers:

@@ -84,19 +84,23 @@ def rotate(
 
 
 def refuse_doubts(repository: Repository) -> None:
-    """Raise OldKeys or Damaged where the keys cannot be changed: what cannot be read now would not count afterwards, also if it
-    can be read again."""
+    """Raise OldKeys or StorageError where the keys cannot be changed: what cannot be read now would not count afterwards, also
+    if it can be read again."""
     state = repository.events.load()
     if state.newer and state.closed is not None:
         raise OldKeys(
             "nothing was changed: the keys of this repository were changed before, and this password opens the old ones; "
             "use one that was made since"
         )
+    if state.newer:
+        said = next(text for text in state.problems if "newer keys" in text)
+        raise OldKeys(
+            f"nothing was changed: {said}; if nobody has changed the keys, somebody has put that file into events/: move it away"
+        )
     if state.problems:
-        raise Damaged(
-            f"nothing was changed, since what cannot be read now would not count under new keys, also if it comes back: "
-            f"{state.problems[0]}; bring that file back from a copy of the repository, or, if nobody has one, move it "
-            "out of events/ (--accept-rollback then)"
+        raise StorageError(
+            f"{state.problems[0]}: it would never count again, so the keys were not changed; bring it back from a copy of the "
+            "repository, or take its file out of events/ (--accept-rollback then)"
         )
 
 
@@ -162,9 +166,7 @@ class _Rotation:
         repository.client.remember(slot=current)
         for before, name in made.items():
             self._announce(slots, name, before, is_new=name == current and new_password is not None)
-        others = (
-            self._slots
-        )  # what came since was made with the new keys, or opens the old ones and nothing that counts
+        others = self._slots  # what came since has the new keys, or opens nothing that counts
         for slot in map(bytes.fromhex, others):
             if (note := self._notes.get(slot)) is not None and note.backs_up is not None:
                 events.remove_key(slot)  # it was granted something, which new keys do not end

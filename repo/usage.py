@@ -16,14 +16,14 @@ from snapfs.repo.blobs import BlobReader
 from snapfs.repo.content import Contents, names_blobs
 from snapfs.repo.errors import BlobMissing, Damaged
 from snapfs.repo.index import IndexedVolume
-from snapfs.repo.marks import Marks
+from snapfs.repo.marks import FrameSizes, Marks
 from snapfs.repo.model import Below, Kind, Location, MiB, Node
 from snapfs.repo.pagewalk import PageWalk
 from snapfs.repo.progress import Progress
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import State, StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import State, StoredSnapshot
 
 _REPORTED = 1 << 16
 
@@ -41,24 +41,22 @@ class VolumeUse:
     """Blobs of it that are live, and count as dead since another volume has them, too."""
     must_go: bool = False
     """It is to be rewritten, whatever is in it."""
+    framed: int = 0
+    """Bytes of the file that are its frames; what follows are shares of these, each blob counting with its share of its frame."""
+    needed: int = 0
     newest: int = 0
-    """Of `live`, what the newest snapshots need."""
+    """Of `needed`, what the newest snapshots need."""
     opened: int = 0
-    """What is in the frames that who reads these opens, `newest` among it."""
+    """The frames that who reads these opens, `newest` among it."""
 
     @property
     def unused(self) -> int:
-        """Bytes of the file that nothing needs: by share, since what is dead in a frame is compressed with the rest."""
+        """Bytes of the file that nothing needs; within a frame by share, since what is dead there is compressed with the rest."""
         return self.volume.size - self.used
 
     @property
     def used(self) -> int:
-        return self.volume.size * self.live // self.plain if self.plain else self.volume.size
-
-    @property
-    def density(self) -> float:
-        """The part that is worth keeping together: live, and not scattered among what the newest do not need."""
-        return self.live / max(self.plain, 1) * (self.newest / self.opened if self.opened else 1)
+        return self.volume.size * self.needed // self.framed if self.framed else self.volume.size
 
 
 @dataclass
@@ -90,7 +88,8 @@ def live_snapshots(state: State) -> list[StoredSnapshot]:
 
 
 def by_importance(snapshots: list[StoredSnapshot]) -> tuple[list[StoredSnapshot], list[StoredSnapshot]]:
-    """(the newest complete one of each host and paths, all others), each the last of `snapshots` first."""
+    """(the newest complete one of each host and paths, all others), each the last of `snapshots` first; checkpoints come last:
+    what lies below a page that is in one, too, may not all be there."""
     seen: set[tuple[bytes, frozenset[bytes]]] = set()
     newest, others = [], []
     for snapshot in reversed(snapshots):
@@ -100,6 +99,7 @@ def by_importance(snapshots: list[StoredSnapshot]) -> tuple[list[StoredSnapshot]
             newest.append(snapshot)
         else:
             others.append(snapshot)
+    others.sort(key=lambda snapshot: not snapshot.record.complete)
     return newest, others
 
 
@@ -181,8 +181,6 @@ def usage(repository: Repository, snapshots: list[StoredSnapshot], progress: Pro
     marking = _Marking(repository, progress, set(there))
     progress.phase("mark", len(snapshots))
     newest, others = by_importance(snapshots)
-    # Of a checkpoint, what lies below a marked page may be unmarked: so they come when all that must be whole is done.
-    others.sort(key=lambda snapshot: not snapshot.record.complete)
     for marking.is_newest, some in ((True, newest), (False, others)):
         for snapshot in some:
             marking.add(snapshot)
@@ -194,8 +192,10 @@ def _settle(
     repository: Repository, there: dict[int, VolumeUse], marking: _Marking, progress: Progress
 ) -> Usage:
     """Sums; and of the marked places of each blob all but one are taken out."""
-    progress.phase("count", repository.index.count())
+    progress.phase("count", 2 * repository.index.count())
     marks, newest, frames = marking.marks, marking.newest, marking.frames
+    sizes = FrameSizes()
+    together = {number: _Together() for number in there}
     several = False
     for copies in _blobs(repository, progress):
         marked = 0
@@ -205,32 +205,58 @@ def _settle(
                 continue
             use.blobs += 1
             use.plain += at.length
+            sizes.add(at)
             if frames.has(at.volume, at.frame):
-                use.opened += at.length
+                together[at.volume].opened += at.length
             if marks.has_blob(at):
                 marked += 1
                 use.live_blobs += 1
                 use.live += at.length
                 if newest.has_blob(at):
-                    use.newest += at.length
+                    together[at.volume].newest += at.length
         several = several or marked > 1
     if several:
-        _choose(repository, there, marking, progress)
+        frames = _choose(repository, there, together, marking, progress)
+    for copies in _blobs(repository, progress):
+        for at in copies:
+            use = there.get(at.volume)
+            if use is None:
+                continue
+            share = sizes.share(at)
+            use.framed += share
+            if frames.has(at.volume, at.frame):
+                use.opened += share
+            if marks.has_blob(at):
+                use.needed += share
+                if newest.has_blob(at):
+                    use.newest += share
     return Usage(there, marks)
 
 
+@dataclass
+class _Together:
+    """Of one volume, in bytes of plaintext: what the newest snapshots need, and what is in the frames they open."""
+
+    newest: int = 0
+    opened: int = 0
+
+
 def _choose(
-    repository: Repository, there: dict[int, VolumeUse], marking: _Marking, progress: Progress
-) -> None:
-    """Of each blob one copy counts."""
-    progress.phase("compare copies", repository.index.count())
+    repository: Repository,
+    there: dict[int, VolumeUse],
+    together: dict[int, _Together],
+    marking: _Marking,
+    progress: Progress,
+) -> Marks:
+    """Of each blob one copy counts; returns the frames that the newest snapshots open then."""
+    progress.phase("compare copies", 2 * repository.index.count())
     marks, newest, frames = marking.marks, marking.newest, Marks()
-    best = {
-        number: (use.volume.usable, use.volume.verified, use.density, use.volume.size, use.volume.name)
-        for number, use in there.items()
-    }
-    for use in there.values():
-        use.newest = use.opened = 0
+    best = {}
+    for number, use in there.items():
+        near = together[number]
+        # What is live, and does not lie scattered among what the newest do not need.
+        density = use.live / max(use.plain, 1) * (near.newest / near.opened if near.opened else 1)
+        best[number] = (use.volume.usable, use.volume.verified, density, use.volume.size, use.volume.name)
     for copies in _blobs(repository, progress):
         places = sorted(
             (at for at in copies if marks.has_blob(at) and at.volume in there),
@@ -243,12 +269,7 @@ def _choose(
             there[at.volume].copies += 1
         if places and newest.has_blob(places[-1]):
             frames.add(places[-1].volume, places[-1].frame)
-            there[places[-1].volume].newest += places[-1].length
-    progress.phase("compare copies", repository.index.count())
-    for copies in _blobs(repository, progress):
-        for at in copies:
-            if frames.has(at.volume, at.frame) and at.volume in there:
-                there[at.volume].opened += at.length
+    return frames
 
 
 def _blobs(repository: Repository, progress: Progress) -> Iterator[list[Location]]:

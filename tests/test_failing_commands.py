@@ -51,7 +51,7 @@ def test_fails_at_every_call(scene: Scene, rounds: Rounds, verb: str) -> None:
         for name, fault in FAULTS.items()
         for number in range(1, calls[fault.what] + 1 if not name.startswith("every") else 2)
     ]
-    for name, number in rounds.some(cases, 4):
+    for name, number in rounds.some(cases, 4, verb):
         fault = replace(FAULTS[name], first=number)
         scene.reset(verb)
         done = scene.run(verb, fault)

@@ -161,7 +161,7 @@ def test_no_nonce_is_used_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     class Recording:
         def __init__(self, key: bytes) -> None:
-            self.key = key
+            self.key = bytes(bytearray(key))  # a copy: the key is wiped with its object
             self.aead = AESGCM(key)
             self.decrypt = self.aead.decrypt
 

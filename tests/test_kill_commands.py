@@ -28,7 +28,7 @@ VERBS_CUT = [verb for verb in VERBS if verb != "restore"]  # which does not fsyn
 def test_killed_at_every_call(scene: Scene, rounds: Rounds, verb: str) -> None:
     calls = scene.calls(verb)
     assert calls > 1, "is the seam still there?"
-    for number in rounds.some(range(1, calls + 1), 2):
+    for number in rounds.some(range(1, calls + 1), 2, verb):
         scene.reset(verb)
         done = scene.run(verb, Fault(DIE, number))
         try:

@@ -14,7 +14,7 @@ import pytest
 
 from snapfs.repo.client import Client
 from snapfs.repo.doubts import TOLERANCE, Doubt
-from snapfs.repo.events import Events, State, StoredSnapshot
+from snapfs.repo.events import Events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Sealer
@@ -22,6 +22,7 @@ from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Node, NodeType, Snapshot, Totals
 from snapfs.repo.retention import PERIODS, UNLIMITED, Duration, Policy, decide
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.system import System
 from support.parts import KEYS, REPOSITORY
@@ -282,6 +283,16 @@ def test_a_time_that_is_long_past_is_left_where_it_is(world: World) -> None:
     late = world.back_up("b", took=20 * DAY)
     assert world.doubt("a", late) is Doubt.UNCONFIRMED
     assert order(world, "a")[-1] == mine.id
+
+
+def test_past_times_keep_their_order_where_nothing_else_is_there(world: World) -> None:
+    """Old backups are brought into a new repository, the newest first, and another machine hears of it later."""
+    world.look("a")
+    world.now += 30 * DAY
+    brought = [world.back_up("b", time=START - n * DAY) for n in (10, 20, 30)]
+    assert {world.doubt("a", one) for one in brought} == {Doubt.UNCONFIRMED}
+    for name in ("a", "b"):
+        assert order(world, name) == [one.id for one in reversed(brought)]
 
 
 # ---- what is remembered --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from snapfs.repo.errors import (
     StorageError,
     UnsupportedFormat,
 )
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.records import EventBody
-from snapfs.repo.model import KiB
+from snapfs.repo.model import KiB, VolumeKind
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.query.stats import Mode, stats
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.storage.locks import Lease, Locks
@@ -864,6 +864,33 @@ def test_a_copy_in_a_volume_that_is_rewritten_goes_only_after_the_other_was_read
         assert same.differences(desk.trees[last.id], same.in_snapshot(repository, node)) == []
 
 
+def test_what_is_moved_does_not_rest_on_a_copy_that_nobody_read(desk: Kept) -> None:
+    """The sound copy lies in a small volume, which is merged with others; the damaged one in a volume that stays."""
+    part = make(desk.folder / "part", {b"xyz"[n : n + 1]: File(noise(80_000, 80 + n)) for n in range(3)})
+    doomed = desk.take(part)
+    (part / "z").unlink()
+    desk.take(part)
+    (damaged,) = desk.volumes("data").values()
+    data = bytearray(damaged.read_bytes())
+    data[1000] ^= 1
+    damaged.write_bytes(data)
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    (part / "y").unlink()
+    for n in range(10):
+        make(part, {b"more/%d" % n: File(noise(3000, 90 + n))})
+        last = desk.take(part)
+    desk.forget(doomed)
+    with desk.stranger("other") as repository:
+        options = PruneOptions(unused=ANY, scatter=Scatter(None))
+        plan = prune(repository, options, Watch()).plan
+        assert len([use for use in plan.rewrite if use.volume.kind is VolumeKind.DATA]) == 10
+        assert damaged.exists(), "or this shows nothing"
+    with desk.stranger("third") as repository:
+        node = repository.trees.resolve(last.record.root, os.fsencode(part))
+        assert same.differences(desk.trees[last.id], same.in_snapshot(repository, node)) == []
+
+
 # ---- what lies scattered ---------------------------------------------------------------------------------------------
 
 TIDY = Scatter(0.15, least=0)
@@ -998,7 +1025,7 @@ def test_what_was_put_together_counts_if_the_rest_stays_undone(
     again = desk.prune(NONE, scatter=TIDY)
     assert (again.plan.remove, again.plan.rewrite) == ([], [])
     assert again.plan.scatter < 1.15
-    assert opened(desk, newest) < 1.1 * sum(u.newest * u.volume.size / u.plain for u in _uses(desk))
+    assert opened(desk, newest) < 1.1 * sum(u.newest for u in _uses(desk))
     desk.sound()
 
 
@@ -1017,15 +1044,31 @@ def test_what_is_scattered_stays_so_on_a_full_disk_and_takes_no_more_room(
     (desk.source / "only").unlink()
     desk.take()
     desk.forget(doomed)
-    before, write = desk.size(), LocalObject.write
-    room = before + 250 * KiB  # and what is dead goes first: enough for the first volume
+    before, write, publish, remove_all = (
+        desk.size(),
+        LocalObject.write,
+        LocalObject.publish,
+        LocalStorage.remove_all,
+    )
+    written, taken_back = list[str](), list[str]()
+
+    def publish_until_full(self: LocalObject, name: str) -> None:
+        publish(self, name)
+        written.append(name)
 
     def bounded(self: LocalObject, *parts: bytes) -> None:
-        if desk.size() + sum(p.stat().st_size for p in (desk.folder / "repository/tmp").iterdir()) > room:
+        if written and not taken_back:
             raise StorageError("repository: cannot write: No space left on device", errno.ENOSPC)
         write(self, *parts)
 
+    def remove(self: LocalStorage, names: Iterable[str]) -> None:
+        names = list(names)
+        remove_all(self, names)
+        taken_back.extend(name for name in names if name in written)
+
+    monkeypatch.setattr(LocalObject, "publish", publish_until_full)
     monkeypatch.setattr(LocalObject, "write", bounded)
+    monkeypatch.setattr(LocalStorage, "remove_all", remove)
     watch = Watch()
     with desk.open() as repository:
         result = prune(repository, PruneOptions(unused=NONE, scatter=TIDY), watch)
@@ -1033,9 +1076,22 @@ def test_what_is_scattered_stays_so_on_a_full_disk_and_takes_no_more_room(
     assert result.plan.scatter_left == result.plan.scatter
     assert any("scattered" in notice for notice in watch.notices)
     assert desk.size() == before - result.freed < before
-    assert result.volumes_written > 0, "or this shows nothing"
-    monkeypatch.setattr(LocalObject, "write", write)
+    assert taken_back, "or this shows nothing"
+    assert not any(use.copies for use in _uses(desk)), "what was written for nothing is gone again"
     desk.sound()
     desk.prune(NONE, scatter=TIDY)
     assert desk.prune(NONE, scatter=TIDY, dry_run=True).plan.rewrite == []
+    desk.sound()
+
+
+def test_what_compresses_well_counts_for_what_it_takes(desk: Kept) -> None:
+    """Beside what does not, in one volume: the share of the plaintext would say many times what is freed."""
+    make(desk.source, {b"words": File(b"".join(b"line %d of many\n" % n for n in range(60_000)))})
+    gone = desk.take()
+    (desk.source / "words").unlink()
+    desk.take()
+    desk.forget(gone)
+    result = desk.prune()
+    assert 30_000 < result.plan.freed < 60_000
+    assert abs(result.plan.freed - result.freed) < 16 * KiB, "padding"
     desk.sound()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from snapfs.repo import client as client_module
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import RolledBack
 from snapfs.repo.events import Events
@@ -176,6 +178,26 @@ def test_without_its_state_file_this_is_a_new_client_and_that_is_said(history: H
 
 def _flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
+
+
+def test_a_state_file_that_reads_wrong_once_is_no_damaged_one(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrong bit on the way from the disk: what is taken for damaged is written over, and lost for good."""
+    with history.open() as repository:
+        own = repository.client.id
+    wrong = 1
+
+    class Wrong(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:  # type: ignore[override]
+            nonlocal wrong
+            data, wrong = super().read(size), wrong - 1
+            return data if wrong < 0 else _flipped(data, len(data) - 9)
+
+    monkeypatch.setattr(client_module, "open", Wrong, raising=False)
+    with history.open() as repository:
+        assert wrong < 0, "or this shows nothing"
+        assert (repository.client.was_damaged, repository.client.id) == (False, own)
 
 
 @pytest.mark.torture

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from snapfs.repo.errors import BlobMissing, Damaged, StorageError, UnsupportedFormat
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.index import IndexBroken, IndexedVolume
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
@@ -19,6 +18,7 @@ from snapfs.repo.prune.plan import Plan, Scatter, Unused, plan
 from snapfs.repo.prune.removal import Removal, settled
 from snapfs.repo.prune.rewrite import Rewriter
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.locks import Lease, Writer
 from snapfs.repo.usage import Usage, VolumeUse, live_snapshots, usage
 
@@ -195,7 +195,8 @@ class _Prune:
                 raise
             if scattered := self._result.plan.scattered:
                 self._take_back()
-                chosen = [use for use in chosen if use not in scattered]
+                apart = {use.volume.number for use in scattered}
+                chosen = [use for use in chosen if use.volume.number not in apart]
             if chosen and not self._result.in_the_way:
                 self._one_by_one(chosen)
         else:
@@ -226,8 +227,9 @@ class _Prune:
 
     def _copy(self, chosen: list[VolumeUse], copy: Callable[[Rewriter], None]) -> list[VolumeUse]:
         """Write what is live in volumes into new ones; returns those of which all is durable elsewhere now."""
-        repository, plan = self._repository, self._result.plan
-        avoid = {use.volume.number for use in (*plan.remove, *plan.rewrite)}
+        repository = self._repository
+        # Of what is kept in a volume that goes, another copy may lie in one that stays: nobody has read that one.
+        avoid = self._usage.volumes.keys()
         writer = repository.writer(volume_size=self._options.volume_size, avoid=avoid)
         rewriter = Rewriter(repository, self._usage, chosen, writer, self._progress)
         try:

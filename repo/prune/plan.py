@@ -164,7 +164,7 @@ def plan(
             take(use)
     limit = unused.limit(made.size - made.unused)
     left = made.unused - made.removed - sum(use.unused for use in chosen.values())
-    for use in sorted(partly, key=lambda use: (use.live / max(use.plain, 1), use.volume.name)):
+    for use in sorted(partly, key=lambda use: (use.used / use.volume.size, use.volume.name)):
         if limit is None or left <= limit:
             break
         if use.volume.number in chosen:
@@ -190,12 +190,8 @@ def plan(
 
 def _scattered(uses: list[VolumeUse], chosen: Collection[int], limit: Scatter) -> Iterator[VolumeUse]:
     """Volumes of one kind, those first whose rewriting gains most for its cost; `chosen`: those that are rewritten anyway."""
-    needed = sum(_stored(use, use.newest) for use in uses)
-    wasted = {
-        use.volume.number: _stored(use, use.opened - use.newest)
-        for use in uses
-        if use.volume.number not in chosen
-    }
+    needed = sum(use.newest for use in uses)
+    wasted = {use.volume.number: use.opened - use.newest for use in uses if use.volume.number not in chosen}
     left = sum(wasted.values())
     if limit.share is None or left <= max(limit.share * needed, limit.least):
         return
@@ -215,11 +211,6 @@ def _opened(uses: Iterable[VolumeUse], chosen: Collection[int]) -> float:
     """What is opened by what is needed; in the volumes that are rewritten it is the same."""
     needed = opened = 0
     for use in uses:
-        needed += _stored(use, use.newest)
-        opened += _stored(use, use.newest if use.volume.number in chosen else use.opened)
+        needed += use.newest
+        opened += use.newest if use.volume.number in chosen else use.opened
     return opened / needed if needed else 1.0
-
-
-def _stored(use: VolumeUse, plain: int) -> int:
-    """Bytes of its file, by share."""
-    return use.volume.size * plain // max(use.plain, 1)

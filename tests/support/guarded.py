@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from snapfs.repo.errors import StorageError
-from snapfs.repo.storage.local import LocalObject, LocalStorage
+from snapfs.repo.storage.local import LocalStorage
+from snapfs.repo.storage.local_object import LocalObject
 
 _OWN = ("tmp/", "locks/")
 

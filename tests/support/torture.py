@@ -74,16 +74,21 @@ class Rounds:
             self.cases += 1
         self.seed = None
 
-    def some(self, cases: Sequence[T], short: int) -> Sequence[T]:
-        """At most `short` of the cases in the suite, by chance but with the ends; all with --torture, or a part.  Each counts."""
+    def some(self, cases: Sequence[T], short: int, salt: str = "") -> Sequence[T]:
+        """At most `short` of the cases in the suite, by chance but with the last, and the first if there are more than three; all
+        with --torture, or a part.  Each counts.  Lists of much the same length need a `salt` each, or the choice is the same."""
         chosen = cases
         if self.long:
             number, of = self._part
             chosen = cases[number - 1 :: of]
         elif len(cases) > short:
             self.seed = self._first
-            inner = Random(self._first).sample(range(1, len(cases) - 1), max(short - 2, 0))
-            chosen = [cases[at] for at in sorted({0, len(cases) - 1, *inner})]
+            # The first call of a command, say, is one before which nothing has happened: of a few, another shows more.
+            ends = {0, len(cases) - 1} if short > 3 else {len(cases) - 1}
+            inner = Random(f"{self._first} {salt}" if salt else self._first).sample(
+                range(1, len(cases) - 1), max(short - len(ends), 0)
+            )
+            chosen = [cases[at] for at in sorted({*ends, *inner})]
         self.cases += len(chosen)
         return chosen
 
