@@ -107,9 +107,8 @@ class Repository:
             storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system
         )
         opened.config_problem = problem
-        others = not newest and opened.slots.has_others()
-        ended = (problem is not None or others) and opened._keys_ended()
-        if (ended and not newest) or (others and opened._has_newer_events()):
+        ended = (problem is not None or (not newest and opened.slots.has_others())) and opened._keys_ended()
+        if ended and not newest:
             # An old slot of this password, put back or left by a rotation that was killed, must not hide the new one.
             return Repository._open(
                 storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, True, backing_up
@@ -122,12 +121,6 @@ class Repository:
         """Whether newer keys took the place of these, as far as the events can be read."""
         with contextlib.suppress(RepositoryError):  # which those say who need the events
             return self.events.load().closed is not None
-        return False
-
-    def _has_newer_events(self) -> bool:
-        """Whether there are such as newer keys would seal: where nothing is left that says so, the keys were changed, too."""
-        with contextlib.suppress(RepositoryError):
-            return self.events.state().newer > 0
         return False
 
     def __enter__(self) -> Self:
