@@ -15,13 +15,13 @@ from snapfs.cli.prune import asking, finish
 from snapfs.cli.prune import run as run_prune
 from snapfs.cli.render import complain, count, document, out, size, text
 from snapfs.cli.snapshots import all_named, print_table, snapshot_json
-from snapfs.repo.errors import RepositoryError, UsageError
-from snapfs.repo.events import State, StoredSnapshot
+from snapfs.repo.errors import RepositoryError, StorageError, UsageError
 from snapfs.repo.prune.engine import PruneOptions
 from snapfs.repo.query.freed import freed
 from snapfs.repo.repository import Repository
 from snapfs.repo.retention import Group, Policy, plan, plan_without_policy
 from snapfs.repo.select import Filter, choose, find, is_name
+from snapfs.repo.state import State, StoredSnapshot
 
 
 @command()
@@ -201,6 +201,12 @@ def _decide(
 ) -> tuple[State, list[Group]]:
     repository.snapshots()  # says what is wrong with the events
     state = repository.events.load()
+    if policy and state.problems:
+        # A forgotten snapshot that is back, because the event cannot be read, would take the place of one that is to stay.
+        raise StorageError(
+            f"{state.problems[0]}: which snapshots there are is not known for sure, so nothing was chosen; bring it back from a "
+            "copy of the repository, or name the snapshots to forget"
+        )
     chosen = choose(state.snapshots, wanted)
     if policy:
         return state, plan(chosen, policy, words, state.times, repository.system.now())

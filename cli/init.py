@@ -14,9 +14,10 @@ from snapfs.cli import opening, passwords
 from snapfs.cli.options import MIB, Settings, command
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import document, out
+from snapfs.repo.creation import default_state_dir
 from snapfs.repo.errors import RepositoryExists, UsageError
 from snapfs.repo.format.labels import VOLUME_SIZE
-from snapfs.repo.repository import Repository, default_state_dir
+from snapfs.repo.repository import Repository
 
 
 @command()

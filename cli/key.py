@@ -20,10 +20,10 @@ from snapfs.cli.recovery import recovery
 from snapfs.cli.render import document, iso, line, moment, out, table
 from snapfs.cli.rotate import rotate
 from snapfs.repo.errors import UsageError
-from snapfs.repo.events import KeyNote
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.model import KiB, MiB
+from snapfs.repo.state import KeyNote
 
 _USUAL = Cost()
 _FLOOR_MIB, _CAP_MIB = L.ARGON2_FLOOR_KIB // KiB, L.ARGON2_CAP_KIB // KiB
@@ -127,12 +127,12 @@ def list_keys(settings: Settings) -> None:
       snapfs key list
     """
     with open_repository(settings, reporter(settings)) as repository:
-        slots = repository.key_slots()
+        slots = repository.slots.notes()
         if settings.json:
-            document([_note(name, note, name == repository.slot) for name, note in slots])
+            document([_note(name, note, name == repository.slots.current) for name, note in slots])
             return
         rows = [
-            (("*" if name == repository.slot else " ") + name[:8],)
+            (("*" if name == repository.slots.current else " ") + name[:8],)
             + (
                 ("",) * 5
                 if note is None
@@ -186,7 +186,7 @@ def add(
             name = repository.add_backup_only_key(password, backup_only, label=label, **who(), **cost)
             _say(settings, f"added the backup-only key {name[:8]} for {line(backup_only)}", "key_added", name)
             return
-        name = repository.add_key(password, label=label, **who(), **cost)
+        name = repository.slots.add(password, label=label, **who(), **cost)
         _say(settings, f"added the password {name[:8]}", "key_added", name)
 
 
@@ -210,7 +210,7 @@ def passwd(
     """
     with open_repository(settings, reporter(settings)) as repository:
         password = _new_password(settings, new_password_file, new_insecure_no_password)
-        name = repository.change_password(password, label=label, **who(), **cost)
+        name = repository.slots.replace(password, label=label, **who(), **cost)
         _say(settings, f"changed: the password in use is now {name[:8]}", "key_changed", name)
 
 
@@ -227,9 +227,9 @@ def remove(settings: Settings, id: str) -> None:
     """
     with open_repository(settings, reporter(settings)) as repository:
         name = slot_named(repository, id)
-        note = dict(repository.key_slots()).get(name)
+        note = dict(repository.slots.notes()).get(name)
         what = kind_of(note) + (" key" if note is not None and note.backs_up is not None else "")
-        repository.remove_key(name)
+        repository.slots.remove(name)
         _say(settings, f"removed the {what} {name[:8]}", "key_removed", name)
 
 

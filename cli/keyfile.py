@@ -23,7 +23,7 @@ from snapfs.repo.repository import Repository
 
 def slot_named(repository: Repository, beginning: str) -> str:
     """The name of the key slot that begins so.  Raises UsageError unless it is one."""
-    fitting = [name for name, _ in repository.key_slots() if name.startswith(beginning.lower())]
+    fitting = [name for name, _ in repository.slots.notes() if name.startswith(beginning.lower())]
     if len(fitting) != 1:
         many = f"fits {len(fitting)} passwords: give more digits" if fitting else "is none of the passwords"
         raise UsageError(f"{beginning} {many} (`snapfs key list` lists them)")
@@ -64,12 +64,12 @@ def export(settings: Settings, file: str, id: str | None) -> None:
       snapfs key export - 4f1c | lp
     """
     with open_repository(settings, reporter(settings)) as repository:
-        name = repository.slot if id is None else slot_named(repository, id)
-        note = dict(repository.key_slots()).get(name)
+        name = repository.slots.current if id is None else slot_named(repository, id)
+        note = dict(repository.slots.notes()).get(name)
         kind = "recovery key" if note is not None and note.is_recovery else "password"
         about = f", {line(note.label)}" if note is not None and note.label else ""
         text = armor(
-            repository.export_key(name),
+            repository.slots.export(name),
             (
                 f"repository {repository.id.hex()}",
                 f"exported {moment(time.time_ns())}",

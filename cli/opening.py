@@ -13,12 +13,12 @@ from snapfs.cli import passwords
 from snapfs.cli.options import Settings
 from snapfs.cli.render import complain
 from snapfs.repo.errors import RolledBack, UsageError, WrongPassword
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.heap import keep_memory
 from snapfs.repo.model import Node
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
 from snapfs.repo.select import NO_FILTER, Filter, find, parse_spec
+from snapfs.repo.state import StoredSnapshot
 
 _REMOTE = re.compile(r"(s3|sftp|ssh|rest|https?|b2|azure|gs|swift|rclone):", re.IGNORECASE)
 _TRIES = 3

@@ -61,9 +61,11 @@ def recovery(settings: Settings, file: str | None) -> None:
       snapfs key recovery /media/stick/recovery.txt
     """
     with open_repository(settings, reporter(settings)) as repository:
-        others = [name[:8] for name, note in repository.key_slots() if note is not None and note.is_recovery]
+        others = [
+            name[:8] for name, note in repository.slots.notes() if note is not None and note.is_recovery
+        ]
         person = who()
-        name, key = repository.add_recovery_key(**person)
+        name, key = repository.slots.add_recovery(**person)
         sheet = _SHEET.format(
             repository=repository.id.hex(),
             place=os.path.abspath(place(settings)),
@@ -84,7 +86,7 @@ def recovery(settings: Settings, file: str | None) -> None:
                 out(key if settings.quiet else sheet.rstrip())
             flush()
         except BaseException:  # a key that nobody has seen whole opens nothing
-            repository.remove_key(name)
+            repository.slots.remove(name)
             raise
     if settings.quiet or settings.json:
         return

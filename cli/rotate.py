@@ -14,9 +14,9 @@ from snapfs.cli.progress import Reporter, reporter
 from snapfs.cli.prune import seconds
 from snapfs.cli.render import complain, document, line, moment, out
 from snapfs.repo.errors import UsageError, WrongPassword
-from snapfs.repo.events import KeyNote
 from snapfs.repo.repository import Repository
 from snapfs.repo.rotation import rotate as change_keys
+from snapfs.repo.state import KeyNote
 
 _TRIES = 3
 
@@ -66,7 +66,7 @@ def rotate(
         given = [passwords.from_file(file, progress.notice) for file in keep]
         kept = repository.slots.opened_by(given) if given else {}
         asks = not yes and sys.stdin is not None and sys.stdin.isatty()
-        notes = {name: note for name, note in repository.key_slots() if name != repository.slot}
+        notes = {name: note for name, note in repository.slots.notes() if name != repository.slots.current}
         if asks:
             for name in notes.keys() - kept.keys():
                 kept |= _asked(repository, name, notes[name])

@@ -24,8 +24,8 @@ from snapfs.cli.render import (
     text,
 )
 from snapfs.repo.errors import UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.select import Filter, Key, choose, find, grouped, parse_tags
+from snapfs.repo.state import StoredSnapshot
 
 Grouped = list[tuple[Key, list[StoredSnapshot]]]
 

@@ -13,8 +13,8 @@ from snapfs.cli.progress import reporter
 from snapfs.cli.render import count, document, out
 from snapfs.cli.snapshots import all_named, print_table, snapshot_json
 from snapfs.repo.errors import SnapshotNotFound, UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.select import Filter, choose, find, is_name
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.undelete import undelete as run_undelete
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from snapfs.fs.entry import ROOT, Directory, Entry, Run, Stale
 from snapfs.fs.layout import Folder, arrange
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Node, NodeType
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 
 Path = tuple[bytes, ...]
 _RELOAD_SECONDS = 1.0

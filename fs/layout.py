@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.labels import NAME_LIMIT
+from snapfs.repo.state import StoredSnapshot
 
 LATEST = b"latest"
 _SECOND = 1_000_000_000

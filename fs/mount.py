@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from snapfs.fs import mountpoint as points
 from snapfs.repo.errors import MountError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import MiB, Node
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 
 if TYPE_CHECKING:
     from snapfs.fs.operations import Snapfs

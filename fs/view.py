@@ -17,10 +17,10 @@ from snapfs.fs.patience import NotAtHand, PatientBlobs
 from snapfs.repo.blobs import BlobReader
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import Damaged, RepositoryError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import BlobId, Kind, MiB, Node
 from snapfs.repo.pages import Found
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.trees import Trees, nodes_of
 
 TREE_LIMIT = 1 << 21

@@ -1,9 +1,6 @@
-"""The clients' chains: publish an event, fold all events into the state of the repository.
+"""The clients' chains: read all events there are, publish one more.
 
-Each event names the heads its writer had seen, so the events form a graph.  What they add up to does not depend on clocks: an
-event counts after everything it had seen; among events that had not seen one another, time and name decide.  An event that
-another one names and that is not there is damage or tampering, and is said.  Once the keys were changed, counting.py says which
-events count: the others are as if they were not there, whoever made them.
+What they add up to is for fold.py to say.
 """
 
 from __future__ import annotations
@@ -12,23 +9,21 @@ import errno
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from snapfs.repo.client import Client
-from snapfs.repo.counting import NewerEvent, Rotation, as_rotation, came_before, counted
-from snapfs.repo.doubts import Times, made, witness
+from snapfs.repo.counting import NewerEvent, came_before
 from snapfs.repo.errors import Damaged, OldKeys, StorageError
-from snapfs.repo.event_order import in_order
+from snapfs.repo.fold import Fold, Opened, changed
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import open_record, seal_record
-from snapfs.repo.grants import Claim, admit, granted, open_claim
+from snapfs.repo.grants import open_claim
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import Snapshot
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
@@ -36,86 +31,6 @@ _LISTED = 100_000
 """Names in one event of a change of keys, at most: it may have 4 MiB."""
 _AGAIN_SECONDS = 60
 """A failing disk may take ten for each try."""
-
-
-class StoredSnapshot(NamedTuple):
-    """A snapshot as it stands now."""
-
-    id: bytes
-    record: Snapshot
-    tags: tuple[bytes, ...]
-    """As of now: tag events may have changed what the record says."""
-    client: bytes
-    backup_only: bool = False
-    """A machine made it that can only back up: nobody else's earlier snapshot, and not to be trusted blindly."""
-
-    @property
-    def short(self) -> str:
-        return self.id.hex()[:8]
-
-
-class KeyNote(NamedTuple):
-    """Who added a key slot, and when (ns)."""
-
-    label: str
-    host: str
-    user: str
-    time: int
-    is_recovery: bool = False
-    """Whether a recovery key opens it, and not a password that somebody chose."""
-    epoch: int = 1
-    """Of the newest keys in it."""
-    backs_up: str | None = None
-    """The host that it may back up, where it can do nothing else."""
-
-
-@dataclass
-class State:
-    """What the events add up to."""
-
-    snapshots: list[StoredSnapshot] = field(default_factory=list)
-    """Complete and not forgotten, ascending by when they count as made."""
-    checkpoints: list[StoredSnapshot] = field(default_factory=list)
-    forgotten: frozenset[bytes] = frozenset()
-    """Ids of snapshots that are not shown any more."""
-    forgotten_snapshots: list[StoredSnapshot] = field(default_factory=list)
-    """Those of them that are complete, in the same order: what an undelete may bring back."""
-    unknown: int = 0
-    """Events of types that this version does not know."""
-    times: Times = field(default_factory=Times)
-    """What is known of the times of snapshots besides what they state."""
-    refused: dict[str, int] = field(default_factory=dict)
-    """Why events of machines that can only back up do not count -> how many."""
-    made: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    """Id -> when it counts as made (doubts.made)."""
-    problems: list[str] = field(default_factory=list)
-    """All that is wrong with the events; what is `missing` is among it."""
-    missing: dict[bytes, str] = field(default_factory=dict)
-    """Events that were here and are not (b"": all of them), and how that is known; without those whose loss was accepted."""
-    accepted: tuple[bytes, ...] = ()
-    """Names of missing events whose loss was accepted on this machine."""
-    key_notes: dict[bytes, KeyNote] = field(default_factory=dict)
-    heads: tuple[Head, ...] = ()
-    newer: int = 0
-    """Events that these keys do not open, but those that took their place."""
-    late: int = 0
-    """Events that do not count: sealed with keys that had been changed when they came."""
-    rotations: list[Rotation] = field(default_factory=list)
-    """Each time that the keys were changed, in order."""
-    closed: Rotation | None = None
-    """The keys that this process has were changed: nothing that they seal from then on counts."""
-    listed: frozenset[bytes] = frozenset()
-    """Names of events and volumes that were there when the keys were changed last."""
-    notices: list[str] = field(default_factory=list)
-    """What is to be said of all this, and is no damage."""
-    sequence: int = 0
-    """The highest sequence number of this client."""
-
-
-def refused_events(refused: Mapping[str, int]) -> str:
-    """What is said of them, in one line."""
-    why = "; ".join(f"{number}: {why}" for why, number in sorted(refused.items()))
-    return f"{sum(refused.values())} events that were sealed with a key that can only back up do not count ({why})"
 
 
 class Events:
@@ -129,7 +44,7 @@ class Events:
         self._repository = repository
         self._client = client
         self._system = system
-        self._opened: dict[bytes, Event | Claim | NewerEvent | str] = {}
+        self._opened: dict[bytes, Opened] = {}
         self._epochs: dict[bytes, int] = {}
         """Of the keys that opened each of them."""
         self._counted: dict[bytes, Event] = {}
@@ -182,7 +97,7 @@ class Events:
         self._stamp = stamp
         return self._state
 
-    def _known(self, name: bytes, again: bool) -> Event | Claim | NewerEvent | str | None:
+    def _known(self, name: bytes, again: bool) -> Opened | None:
         """What a disk does not give back now it may give back later, so that is not known for ever."""
         event = self._opened.get(name)
         return None if again and isinstance(event, str) else event
@@ -202,7 +117,7 @@ class Events:
         """Raise OldKeys if what these keys seal does not count any more."""
         closed = self.load().closed
         if closed is not None:
-            raise OldKeys(f"nothing was written: {_changed(closed)}")
+            raise OldKeys(f"nothing was written: {changed(closed)}")
 
     def publish(self, body: EventBody) -> bytes:
         """Append an event to this client's chain: the commit of whatever it says.  Returns its name.
@@ -213,7 +128,7 @@ class Events:
         name = self._append(body)
         state = self._load()
         if state.closed is not None and name not in came_before(self._counted, self._closing()):
-            raise OldKeys(f"what was just written may not count: {_changed(state.closed)}")
+            raise OldKeys(f"what was just written may not count: {changed(state.closed)}")
         return name
 
     def close_epoch(
@@ -222,10 +137,17 @@ class Events:
         """Say that the keys are changed, and what there is of events and `volumes` (names): nothing that comes later under these
         keys counts.  Returns the names of the events that say so, and of the heads before them.
 
+        Raises StorageError where an event cannot be read: it is not among those that there are, and would never count again.
         Who published at this moment is taken up: afterwards these events have seen all there are.
         """
         who = (host.encode("utf-8", "replace"), user.encode("utf-8", "replace"))
-        before = tuple(head.name for head in self.load().heads)
+        state = self.load()
+        if state.problems:
+            raise StorageError(
+                f"{state.problems[0]}: it would never count again, so the keys were not changed; bring it back from a copy of "
+                "the repository, or take its file out of events/"
+            )
+        before = tuple(head.name for head in state.heads)
         while True:
             names = [*self._counted, *volumes]
             parts = [tuple(names[at : at + _LISTED]) for at in range(0, len(names), _LISTED)]
@@ -289,15 +211,13 @@ class Events:
         """Of a slot that can only back up: what comes from there after this does not count."""
         self.publish(EventBody(records.EVENT_KEY_REMOVED, None, (slot,)))
 
-    def _open(self, name: bytes, size: int) -> Event | Claim | NewerEvent | str:
+    def _open(self, name: bytes, size: int) -> Opened:
         """The event, or what is wrong with it."""
         path = f"events/{name.hex()}"
         if size > L.RECORD_LIMIT:
             return f"event {name.hex()[:8]} is damaged: too large"
         try:
-            data = self._read(path)
-            if hashlib.sha256(data).digest() != name:
-                raise Damaged("its bytes are not those it was named for")
+            data = self._read(path, name)
             opener = self._keys.opener(L.EVENT, data, path, self._repository)
             self._epochs[name] = opener.epoch
             if opener.wrap == L.WRAP_BACKUP_ONLY:
@@ -308,11 +228,16 @@ class Events:
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
 
-    def _read(self, path: str) -> bytes:
-        """A whole event; at a second try, if need be.  A bad sector is damage, which other events need not suffer from."""
+    def _read(self, path: str, name: bytes) -> bytes:
+        """A whole event; at a second try, if need be: what a command does without it may be for good.  A bad sector is damage,
+        which other events need not suffer from."""
         for last in (False, True):
             try:
-                return self._storage.read(path)
+                data = self._storage.read(path)
+                if hashlib.sha256(data).digest() == name:
+                    return data
+                if last:
+                    raise Damaged("its bytes are not those it was named for")
             except StorageError as error:
                 if error.errno != errno.EIO:
                     raise
@@ -321,82 +246,12 @@ class Events:
         raise AssertionError
 
     def _fold(self) -> State:
-        state = State(problems=[e for e in self._opened.values() if isinstance(e, str)])
-        opened = {name: e for name, e in self._opened.items() if isinstance(e, Event)}
-        claims = {name: e for name, e in self._opened.items() if isinstance(e, Claim)}
-        opened |= {name: claim.event for name, claim in claims.items() if claim.event is not None}
-        events, state.listed = counted(opened, self._epochs, self._keys, claims)
-        state.late = len(opened) - len(events)
-        unread = {name for name, claim in claims.items() if claim.event is None}
-        unread = {n for n in unread if self._epochs[n] == self._keys.epoch or n in state.listed}
-        claims = {name: claim for name, claim in claims.items() if name in events or name in unread}
-        events = {name: event for name, event in events.items() if name not in claims}
-        admitted = admit(claims, events, in_order(events) if claims else (), self._verified)
-        state.refused, state.unknown = admitted.refused, admitted.newer
-        if admitted.refused:
-            state.notices.append(refused_events(admitted.refused))
-        events |= admitted.events
-        self._counted = events
-        self._find_missing(events, state)
-        named = {head.name for e in events.values() for head in e.heads}
-        state.heads = tuple(
-            sorted((Head(e.client, e.sequence, name) for name, e in events.items() if name not in named),
-                   key=lambda h: (h.client, h.sequence, h.name))
+        folded = Fold(
+            self._opened, self._epochs, self._keys, self._client, self._seen(), self._published, self._verified,
+            self._system.now(),
         )  # fmt: skip
-        # Its last event may be damaged: no number is given twice.
-        numbers = [(e.client, e.sequence) for e in opened.values()]
-        numbers += [(head.client, head.sequence) for head in self._seen()]
-        state.sequence = max((number for client, number in numbers if client == self._client.id), default=0)
-        found: dict[bytes, StoredSnapshot] = {}
-        forgotten: set[bytes] = set()
-        tags: dict[bytes, tuple[bytes, ...]] = {}
-        brought: dict[bytes, bytes] = {}
-        order = in_order(events)
-        for name in order:
-            event, body = events[name], events[name].body
-            if body.type in (records.EVENT_SNAPSHOT, records.EVENT_CHECKPOINT) and body.snapshot is not None:
-                try:
-                    snapshot = records.decode_snapshot(body.snapshot, f"events/{name.hex()[:8]}")
-                except Damaged as error:
-                    state.problems.append(str(error))
-                    continue
-                key = self._keys.snapshot_id(body.snapshot)
-                brought[name] = key
-                if name in admitted.events and key in found:
-                    continue  # whose it is does not change because somebody says it again
-                found[key] = StoredSnapshot(
-                    key, snapshot, snapshot.tags, event.client, name in admitted.events
-                )
-            elif body.type == records.EVENT_TAGS:
-                tags.update(dict.fromkeys(body.ids, body.tags))
-            elif body.type == records.EVENT_FORGET:
-                forgotten.update(body.ids)
-            elif body.type == records.EVENT_UNDELETE:
-                forgotten.difference_update(body.ids)
-            elif body.type == records.EVENT_KEY_ADDED and body.ids and len(body.tags) >= 3:
-                label, host, user = (t.decode("utf-8", "replace") for t in body.tags[:3])
-                may = granted(body)
-                state.key_notes[body.ids[0]] = KeyNote(
-                    label, host, user, event.time, records.KEY_RECOVERY in body.tags[3:4],
-                    self._epochs[name], None if may is None else may[1].host.decode("utf-8", "replace"),
-                )  # fmt: skip
-            elif (rotation := as_rotation(event, self._epochs[name])) is not None:
-                state.rotations.append(rotation)
-            state.unknown += body.type not in records.EVENT_TYPES
-        stated = {key: s.record.time for key, s in found.items()}
-        now = self._system.now()
-        state.times = witness(self._client, events, order, brought, stated, self._published, now)
-        state.made = made(stated, state.times, now)
-        everything = [s._replace(tags=tags.get(s.id, s.tags)) for s in found.values()]
-        everything.sort(key=lambda s: (state.made[s.id], s.id))
-        live = [s for s in everything if s.id not in forgotten]
-        state.forgotten = frozenset(forgotten)
-        state.forgotten_snapshots = [s for s in everything if s.id in forgotten and s.record.complete]
-        state.snapshots = [s for s in live if s.record.complete]
-        state.checkpoints = [s for s in live if not s.record.complete]
-        state.closed = next((r for r in state.rotations if r.epoch == self._keys.epoch), None)
-        self._say_of_keys(state)
-        return state
+        self._counted = folded.counted
+        return folded.state
 
     def _remember_durable(self, state: State) -> None:
         """Of events that others published: one who died may not have made his durable, and when it is gone with the power, it
@@ -424,55 +279,5 @@ class Events:
             gaps=state.times.gaps,
         )
 
-    def _say_of_keys(self, state: State) -> None:
-        newer = sorted(name for name, event in self._opened.items() if isinstance(event, NewerEvent))
-        state.newer = len(newer)
-        if state.closed is not None:
-            state.notices.append(f"{_changed(state.closed)}; what came since is not shown")
-        elif newer:
-            state.problems.append(
-                f"event {newer[0].hex()[:8]} (and {len(newer) - 1} more) is sealed with newer keys than this password opens: "
-                "what it says is not known; use a password that was made since"
-            )
-        if state.late:
-            state.notices.append(
-                f"{state.late} events do not count: they came after the keys that sealed them were changed, from somebody who "
-                "kept an old password or key slot"
-            )
-
     def _seen(self) -> list[Head]:
         return [*self._client.remembered.heads, *self._client.predecessors]
-
-    def _find_missing(self, events: dict[bytes, Event], state: State) -> None:
-        accepted, missing = set(self._client.remembered.accepted), {}
-        if not self._opened:  # the first is written before the config: without a config nobody gets here
-            missing[b""] = (
-                "there are no events at all: they were deleted, and with them the list of snapshots"
-            )
-        seen_by: dict[bytes, str] = {}
-        for name, event in events.items():
-            for head in event.heads:
-                if head.name not in self._opened:
-                    seen_by[head.name] = f"event {name.hex()[:8]} came after it"
-        for name in (*self._keys.rotations, *self._keys.before_rotations):
-            if name not in self._opened:
-                seen_by[name] = "the key slots name it"
-        for head in self._seen():
-            if head.name not in self._opened:
-                seen_by[head.name] = "this machine has seen it here before"
-        for name, why in sorted(seen_by.items()):
-            missing[name] = (
-                f"event {name.hex()[:8]} is missing, though {why}: files were deleted, "
-                "or the repository was put back to an older state"
-            )
-        state.accepted = tuple(sorted(accepted & missing.keys()))
-        state.missing = {name: why for name, why in missing.items() if name not in accepted}
-        state.problems += state.missing.values()
-
-
-def _changed(rotation: Rotation) -> str:
-    when = time.strftime("%Y-%m-%d", time.localtime(rotation.time / 1e9))
-    return (
-        f"the keys of this repository were changed on {when} ({rotation.host or 'host unknown'}), and this password opens the "
-        "old ones: use one that was made since; if that `snapfs key rotate` was cut off, run it again"
-    )

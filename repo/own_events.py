@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Sequence
 
 from snapfs.repo.errors import BackupOnly, Damaged, RepositoryError, StorageError
-from snapfs.repo.events import Events, State
+from snapfs.repo.events import Events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient, records
 from snapfs.repo.format.envelope import parse_header
 from snapfs.repo.format.records import Event, EventBody, Head, Signed
 from snapfs.repo.format.sealed import open_record, seal_record
+from snapfs.repo.state import State
 from snapfs.repo.storage.base import hash_in
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from snapfs.repo.blobs import BlobReader
 from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.crypto import AESGCM, InvalidTag, hkdf, keyed_hash, wipe
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Node
+from snapfs.repo.state import State, StoredSnapshot
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS page (id BLOB PRIMARY KEY, mark INTEGER NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;

@@ -1,10 +1,8 @@
-"""Create, open, close a repository: wires storage, keys, index, blobs, trees and events, and holds no
-algorithm of theirs."""
+"""Open and close a repository: wires storage, keys, index, blobs, trees and events, and holds no algorithm of theirs."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,46 +12,29 @@ import platformdirs
 
 from snapfs.repo.blobs import CACHE_BYTES, BlobReader
 from snapfs.repo.client import Client
-from snapfs.repo.config import open_config, repository_id, verify_config
+from snapfs.repo.config import open_config, repository_id
 from snapfs.repo.content import Contents
-from snapfs.repo.errors import BackupOnly, RepositoryError, RepositoryExists, RolledBack, StorageError
-from snapfs.repo.events import Events, KeyNote, State, StoredSnapshot
-from snapfs.repo.format import labels as L
+from snapfs.repo.creation import create, default_state_dir, state_name
+from snapfs.repo.errors import BackupOnly, RepositoryError, RolledBack
+from snapfs.repo.events import Events
 from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, Config
-from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.index import Index
 from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import KiB, MiB, VolumeKind
+from snapfs.repo.model import VolumeKind
 from snapfs.repo.own_events import OwnEvents
 from snapfs.repo.own_pages import OwnPages
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import KeySlots, import_slot, open_with
-from snapfs.repo.storage.local import FOLDERS, LocalStorage
+from snapfs.repo.state import State, StoredSnapshot
+from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.storage.locks import Lease
 from snapfs.repo.system import System
 from snapfs.repo.trees import Trees
 from snapfs.repo.volumes import Volumes
-
-README = """\
-This folder is a snapfs repository: encrypted, deduplicated backups.  Please change nothing in it.
-
-    config    what kind of repository this is        data/    volumes with the content of files
-    keys/     key slots, opened by passwords         trees/   volumes with directories
-    events/   snapshots, tags and other events       tmp/     unfinished writes
-
-To get at your files you need the password, or a recovery key, and snapfs:
-
-    snapfs -r THIS-FOLDER mount SOME-EMPTY-FOLDER
-
-If snapfs is gone: its source has docs/format.md, which says what every byte here means, and docs/reader.py, one file
-that extracts any snapshot with nothing but Python and the packages cryptography, zstandard and blake3.
-
-Every file in data/, trees/, events/ and keys/ is named by the SHA-256 of its bytes: `sha256sum` finds damage without a key.
-"""
 
 
 class Repository:
@@ -80,42 +61,7 @@ class Repository:
 
     # ---- create and open -----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def create(place: str, password: bytes | bytearray, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
-               chunks: tuple[int, int, int] = (256 * KiB, MiB, 4 * MiB), label: str = "", host: str = "", user: str = "",
-               remember_in: str | None = None, system: System = System()) -> bytes:  # fmt: skip
-        """Make an empty repository in a folder that is absent, empty, or left half-made; returns its id (16 bytes).
-
-        `remember_in`: the folder of states in which it is noted that this machine made it.
-        The config is written last: before it is there, there is no repository.  Raises RepositoryExists, StorageError.
-        """
-        try:
-            os.makedirs(place, 0o700, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot create {place}: {error.strerror}", error.errno) from error
-        storage = LocalStorage(place)
-        _refuse_occupied(storage)
-        storage.make_folders()
-        repository = system.salt()[:16]
-        config = records.check_config(
-            Config(1, repository, (), (), (), *chunks, volume_size, system.now()), "new repository"
-        )
-        bundle = Bundle(1, 1, Keys.generate(system), records.encode(config))
-        storage.put("README.txt", README.encode())
-        keys, nobody = Keys(bundle, "new repository"), Client(None, system)
-        events = Events(storage, keys, repository, nobody, system)
-        KeySlots(storage, repository, bundle, "", events, nobody, system).add(
-            password, cost, label, host, user
-        )
-        data = seal_record(keys.sealer(L.CONFIG, repository, system), bundle.config)
-        storage.put("config", data, lambda back: verify_config(keys, back, bundle))
-        if storage.read("config") != data:
-            raise RepositoryExists(f"{place}: somebody else made a repository here at the same moment", place)
-        if remember_in is not None:
-            state = os.path.join(remember_in, _state_name(repository, storage))
-            Client(state, system, storage.real_path).remember(created=keys.fingerprint)
-        storage.close()
-        return repository
+    create = staticmethod(create)
 
     @staticmethod
     def open(place: str, password: bytes | bytearray, *, cache_dir: str | None = None, state_dir: str | None = None,
@@ -130,17 +76,8 @@ class Repository:
         storage = LocalStorage(place, progress.notice)
         try:
             return Repository._open(
-                storage,
-                password,
-                cache_dir,
-                state_dir,
-                no_cache,
-                cache_bytes,
-                progress,
-                system,
-                newest,
-                backing_up,
-            )
+                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, newest, backing_up
+            )  # fmt: skip
         except BaseException:
             storage.close()
             raise
@@ -149,7 +86,7 @@ class Repository:
     def _open(storage: LocalStorage, password: bytes | bytearray, cache_dir: str | None, state_dir: str | None, no_cache: bool,
               cache_bytes: int, progress: Progress, system: System, newest: bool, backing_up: bool) -> Repository:  # fmt: skip
         repository = repository_id(storage)
-        here = _state_name(repository, storage)
+        here = state_name(repository, storage)
         state_dir = state_dir or default_state_dir()
         cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
         client = Client(os.path.join(state_dir, here), system, storage.real_path)
@@ -174,17 +111,8 @@ class Repository:
         if ended and not newest:
             # An old slot of this password, put back or left by a rotation that was killed, must not hide the new one.
             return Repository._open(
-                storage,
-                password,
-                cache_dir,
-                state_dir,
-                no_cache,
-                cache_bytes,
-                progress,
-                system,
-                True,
-                backing_up,
-            )
+                storage, password, cache_dir, state_dir, no_cache, cache_bytes, progress, system, True, backing_up
+            )  # fmt: skip
         if problem is not None and not ended:
             progress.notice(f"the config cannot be used ({problem}): going on with the copy in the key slot")
         return opened
@@ -373,27 +301,6 @@ class Repository:
 
     # ---- passwords -----------------------------------------------------------------------------------------------
 
-    @property
-    def slot(self) -> str:
-        """Name (64 hex digits) of the key slot in use."""
-        return self.slots.current
-
-    def key_slots(self) -> list[tuple[str, KeyNote | None]]:
-        """(name, who added it) of every slot there is."""
-        return self.slots.notes()
-
-    def add_key(
-        self,
-        password: bytes | bytearray,
-        *,
-        cost: Cost = Cost(),
-        label: str = "",
-        host: str = "",
-        user: str = "",
-    ) -> str:
-        """Make another key slot for another password; returns its name."""
-        return self.slots.add(password, cost, label, host, user)
-
     def add_backup_only_key(
         self,
         password: bytes | bytearray,
@@ -408,14 +315,6 @@ class Repository:
         bundle = self.keys.backup_only(os.fsencode(backs_up), records.encode(self.config), self.system)
         return self.slots.add_backup_only(bundle, password, cost, label, host, user)
 
-    def add_recovery_key(self, *, cost: Cost = Cost(), host: str = "", user: str = "") -> tuple[str, str]:
-        """Make a recovery key: (name of its slot, the key as it is printed).  Nobody can get the key again."""
-        return self.slots.add_recovery(cost, host, user)
-
-    def export_key(self, name: str) -> bytes:
-        """The bytes of a key slot, still sealed with its password.  Raises Damaged, StorageError."""
-        return self.slots.export(name)
-
     @staticmethod
     def import_key(place: str, slot: bytes, progress: Progress = SILENT) -> tuple[str, bool]:
         """Put an exported key slot back: (its name, whether it was missing or damaged).  It needs no password.
@@ -427,42 +326,3 @@ class Repository:
             return import_slot(storage, repository_id(storage), slot)
         finally:
             storage.close()
-
-    def remove_key(self, name: str) -> None:
-        """Remove a slot; its password opens nothing any more.  Raises UsageError for the slot in use."""
-        self.slots.remove(name)
-
-    def change_password(
-        self,
-        password: bytes | bytearray,
-        *,
-        cost: Cost = Cost(),
-        label: str = "",
-        host: str = "",
-        user: str = "",
-    ) -> str:
-        """Replace the slot in use: the new one is durable before the old one goes."""
-        return self.slots.replace(password, cost, label, host, user)
-
-
-def default_state_dir() -> str:
-    """Where this user's machine keeps what it remembers of repositories."""
-    return platformdirs.user_state_dir("snapfs", appauthor=False)
-
-
-def _state_name(repository: bytes, storage: LocalStorage) -> str:
-    return f"{repository.hex()}-{hashlib.sha256(storage.identity).hexdigest()[:16]}"
-
-
-def _refuse_occupied(storage: LocalStorage) -> None:
-    if storage.size("config") is not None:
-        raise RepositoryExists(f"{storage.place}: there is a repository here already", storage.place)
-    strangers = set(os.listdir(storage.place)) - {*FOLDERS, "README.txt"}
-    if strangers or any(True for folder in ("data", "trees") for _ in storage.list(folder)):
-        raise RepositoryExists(
-            f"{storage.place}: the folder is not empty (it holds {sorted(strangers)[0] if strangers else 'volumes'!s}): "
-            "choose an empty one", storage.place,
-        )  # fmt: skip
-    for folder in ("keys", "events"):  # left by an init that was killed: nobody can have used them
-        for name, _ in list(storage.list(folder)):
-            storage.remove(name)

@@ -21,7 +21,7 @@ from snapfs.repo.errors import UsageError
 from snapfs.repo.select import Key, grouped
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
+    from snapfs.repo.state import StoredSnapshot
 
 UNLIMITED = -1
 SECOND = 10**9

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from snapfs.repo.errors import SnapshotNotFound, UsageError
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
+    from snapfs.repo.state import StoredSnapshot
 
 _LATEST = re.compile(rb"latest(?:~([0-9]{1,9}))?")
 _ID = re.compile(rb"[0-9a-fA-F]{1,64}")

@@ -16,7 +16,7 @@ from snapfs.repo.errors import (
     UsageError,
     WrongPassword,
 )
-from snapfs.repo.events import Events, KeyNote
+from snapfs.repo.events import Events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records, recovery
 from snapfs.repo.format.keyslot import Cost, open_slot, parse_slot, seal_slot
@@ -24,6 +24,7 @@ from snapfs.repo.format.records import Bundle
 from snapfs.repo.heap import huge_pages
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB
+from snapfs.repo.state import KeyNote
 from snapfs.repo.storage.base import Storage, hash_in
 from snapfs.repo.system import System
 
@@ -53,9 +54,8 @@ class KeySlots:
             name.hex() != self.current for path, _ in self._storage.list("keys") if (name := hash_in(path))
         )
 
-    def add(
-        self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str, *kind: bytes
-    ) -> str:
+    def add(self, password: bytes | bytearray, *kind: bytes, cost: Cost = Cost(), label: str = "", host: str = "",
+            user: str = "") -> str:  # fmt: skip
         """Make a slot for another password, and say in an event who did; returns its name.  `kind`: records.KEY_RECOVERY."""
         self._events.refuse_old_keys()
         name = self.put(password, cost)
@@ -105,10 +105,10 @@ class KeySlots:
         body = records.EventBody(records.EVENT_KEY_ADDED, None, ids, (*who, *kind))
         self._events.publish(body)
 
-    def add_recovery(self, cost: Cost, host: str, user: str) -> tuple[str, str]:
+    def add_recovery(self, *, cost: Cost = Cost(), host: str = "", user: str = "") -> tuple[str, str]:
         """Make a recovery key, and a slot for it; returns the slot's name and the key as it is printed."""
         key = recovery.make(self._system.salt()[: recovery.RANDOM_BYTES])
-        return self.add(key.encode(), cost, "", host, user, records.KEY_RECOVERY), key
+        return self.add(key.encode(), records.KEY_RECOVERY, cost=cost, host=host, user=user), key
 
     def opened_by(self, passwords: Sequence[bytes | bytearray]) -> dict[str, bytes | bytearray]:
         """Of the other slots, those that one of these opens: name -> password.  Raises WrongPassword if one opens none.
@@ -158,14 +158,15 @@ class KeySlots:
             self._events.remove_key(slot)  # whoever has a copy of it adds nothing more
         self._storage.remove(f"keys/{name}")
 
-    def replace(self, password: bytes | bytearray, cost: Cost, label: str, host: str, user: str) -> str:
+    def replace(self, password: bytes | bytearray, *, cost: Cost = Cost(), label: str = "", host: str = "",
+                user: str = "") -> str:  # fmt: skip
         """Put a new slot in place of the one in use: it is durable before the old one goes."""
         note = self._events.load().key_notes.get(bytes.fromhex(self.current))
         if note is not None and note.is_recovery:
             raise UsageError(
                 "the recovery key is no password to change: add a new password with `snapfs key add`; the recovery key stays"
             )
-        old, self.current = self.current, self.add(password, cost, label, host, user)
+        old, self.current = self.current, self.add(password, cost=cost, label=label, host=host, user=user)
         self._storage.remove(f"keys/{old}")
         self._client.remember(slot=self.current)
         return self.current
@@ -261,10 +262,11 @@ def newest_epoch(bundle: Bundle) -> int:
 
 def sound_slot(storage: Storage, name: str) -> bytes:
     """The bytes of a slot.  Raises Damaged unless they are those it is named for, StorageError."""
-    data = storage.read(f"keys/{name}", 0, _LARGEST + 1)
-    if len(data) > _LARGEST or hashlib.sha256(data).hexdigest() != name:
-        raise Damaged(_DAMAGED, f"keys/{name[:8]}")
-    return data
+    for _ in range(2):  # one bad read is no lost password
+        data = storage.read(f"keys/{name}", 0, _LARGEST + 1)
+        if len(data) <= _LARGEST and hashlib.sha256(data).hexdigest() == name:
+            return data
+    raise Damaged(_DAMAGED, f"keys/{name[:8]}")
 
 
 def _usable_slot(storage: Storage, name: str, repository: bytes) -> bytes:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from snapfs.repo.check.findings import CheckResult
 from snapfs.repo.check.treecheck import TreeCheck
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 
 
 def undelete(

@@ -22,8 +22,8 @@ from snapfs.repo.pagewalk import PageWalk
 from snapfs.repo.progress import Progress
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import State, StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import State, StoredSnapshot
 
 _REPORTED = 1 << 16
 

@@ -239,7 +239,7 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, source: Path) -> None:
         assert repository.snapshots() == []
         for attempt in (
             lambda: repository.events.forget([first.id]), lambda: repository.events.undelete([first.id]),
-            lambda: repository.events.set_tags(first.id, [b"t"]), lambda: repository.add_key(b"x", cost=repos.CHEAP),
+            lambda: repository.events.set_tags(first.id, [b"t"]), lambda: repository.slots.add(b"x", cost=repos.CHEAP),
             lambda: [*repository.volumes.directory(VolumeKind.DATA, *next(
                 (name, size) for name, (kind, size) in repository.volumes.listing().items() if kind is VolumeKind.DATA))],
         ):  # fmt: skip
@@ -314,7 +314,7 @@ def test_nothing_opens_with_all_that_it_has(tmp_path: Path, source: Path, rounds
             stolen.keys.opener(header.kind, data, "it")
     with repos.open_(tmp_path) as repository:  # the attempt itself is a sound one
         whole = {key.key for key in open_slot(
-            (tmp_path / "repository/keys" / repository.slot).read_bytes(), repos.PASSWORD, "slot")[1].keys}  # fmt: skip
+            (tmp_path / "repository/keys" / repository.slots.current).read_bytes(), repos.PASSWORD, "slot")[1].keys}  # fmt: skip
     assert all(opens(path.read_bytes(), whole) for path in files)
     assert not whole & {stolen.bundle.keys[2].key, stolen.keys.signing}, "index and signing keys are its own"
     for path in (tmp_path / "repository/keys").iterdir():
@@ -427,7 +427,7 @@ def test_what_a_newer_version_says_stops_a_prune_and_no_reader(tmp_path: Path, s
             prune(repository, ALL)
         (tmp_path / "repository/events" / name.hex()).unlink()
     with repos.open_(tmp_path) as repository:
-        repository.remove_key(machine.slot)
+        repository.slots.remove(machine.slot)
     thief.publish(later)
     assert state(tmp_path).unknown == 0
 
@@ -578,7 +578,7 @@ def test_what_was_seen_before_its_key_was_removed_stays(tmp_path: Path, source: 
     slot = tmp_path / "repository/keys" / machine.slot
     data, seen = slot.read_bytes(), machine.snapshot(source)
     with repos.open_(tmp_path) as repository:
-        repository.remove_key(machine.slot)
+        repository.slots.remove(machine.slot)
     assert not slot.exists()
     slot.write_bytes(data)  # a copy of it, put back
     machine.snapshot(source)
@@ -587,7 +587,7 @@ def test_what_was_seen_before_its_key_was_removed_stays(tmp_path: Path, source: 
     assert [s.id for s in found.snapshots] == [seen.id, kept.id]
     assert found.refused == {"its key was removed before": 1}
     with repos.open_(tmp_path) as repository:  # removed again by one who has seen all that
-        repository.remove_key(machine.slot)
+        repository.slots.remove(machine.slot)
     assert ids(tmp_path) == [seen.id, kept.id]
     slot.write_bytes(data)
     machine.snapshot(source)

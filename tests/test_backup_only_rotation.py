@@ -153,7 +153,7 @@ def test_killed_while_a_key_is_added_or_removed(
     def work() -> str:
         with repos.open_(tmp_path, no_cache=True) as repository:
             if what == "remove":
-                repository.remove_key(machine.slot)
+                repository.slots.remove(machine.slot)
                 return ""
             return repository.add_backup_only_key(b"another", "another", cost=repos.CHEAP)
 

@@ -245,6 +245,25 @@ def test_the_estimate_adds_up(cli: Cli) -> None:
         assert whole - kept < older < whole - kept + 30_000, "shares of frames that the newest needs as well"
 
 
+def test_while_an_event_cannot_be_read_a_policy_chooses_nothing(cli: Cli) -> None:
+    """A snapshot that was forgotten is shown again then, and would take the place of one that is to be kept."""
+    made = grow(cli, *WEEK[:3])
+    before = set(os.listdir(cli.repo / "events"))
+    cli("forget", "--yes", made[2]).ok()
+    (name,) = set(os.listdir(cli.repo / "events")) - before
+    path = cli.repo / "events" / name
+    good = path.read_bytes()
+    path.write_bytes(good[:200] + bytes((good[200] ^ 1,)) + good[201:])
+    for args in (["--keep-last", "2", "--yes"], ["--keep-last", "2", "--dry-run"]):
+        done = cli("forget", *args)
+        assert done.code == 1, done
+        assert "nothing was chosen" in done.err.splitlines()[-1]
+    path.write_bytes(good)
+    assert listed(cli) == made[:2]
+    cli("forget", "--yes", "--keep-last", "2").ok()
+    assert listed(cli) == made[:2]
+
+
 def test_damage_is_no_obstacle_to_forgetting(cli: Cli) -> None:
     made = grow(cli, *WEEK[:3])
     for volume in (cli.repo / "trees").rglob("*"):

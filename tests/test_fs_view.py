@@ -17,9 +17,9 @@ from snapfs.fs.links import HeldLinks
 from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import View
 from snapfs.repo.errors import Damaged
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Below, KiB, Location, MiB, Node, Xattr
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.volumes import Volumes
 from support import repositories, trees
 from support.trees import Dir, File, Name, Symlink

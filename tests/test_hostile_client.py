@@ -16,7 +16,6 @@ from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import RepositoryError, RolledBack, StorageError
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Sealer
@@ -28,6 +27,7 @@ from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
 from snapfs.repo.retention import UNLIMITED, Duration, Policy, decide
 from snapfs.repo.select import NO_FILTER, find
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.system import System
 from snapfs.repo.undelete import undelete
 from support import guarded, repositories, same

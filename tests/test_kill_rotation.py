@@ -36,7 +36,7 @@ class Change:
         (folder / "source/file").write_bytes(b"content" * 99)
         repos.create(folder)
         with repos.open_(folder) as repository:
-            repository.add_key(OTHER, cost=CHEAP)
+            repository.slots.add(OTHER, cost=CHEAP)
         self.ids = [back_up(folder), back_up(folder)]
         with repos.open_(folder) as repository:
             repository.events.forget([self.ids.pop(0)])

@@ -234,19 +234,19 @@ def afterwards(world: World, time: int) -> None:
 
 def test_processes_of_one_machine(home: Path, rounds: Rounds) -> None:
     removed = reads = planned = tidied = 0
-    for seed in rounds.seeds(100):
+    for seed in rounds.seeds(45):
         world = one(home, seed, blind=False)
         removed += world.removed
         reads += world.read
         planned += world.planned
         tidied += world.tidied
-    assert removed > 20, "nothing was removed while others were at work: the test shows nothing"
-    assert reads > 20
+    assert removed > 10, "nothing was removed while others were at work: the test shows nothing"
+    assert reads > 10
     assert planned > tidied > 0, "what is scattered was never put together, or always to the end"
 
 
 def test_machines_that_do_not_see_each_others_locks(home: Path, rounds: Rounds) -> None:
     removed = 0
-    for seed in rounds.seeds(60):
+    for seed in rounds.seeds(25):
         removed += one(home, seed, blind=True).removed
     assert removed

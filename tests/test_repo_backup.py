@@ -23,9 +23,9 @@ from snapfs.repo.backup.files import Content, FileReader
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.backup.patterns import Excludes
 from snapfs.repo.errors import SnapshotNotFound, UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import KiB, Kind, MiB, NodeType
 from snapfs.repo.restore import RestoreOptions, restore
+from snapfs.repo.state import StoredSnapshot
 from support import same
 from support.sources import CHUNKS, Desk, Watch
 from support.trees import ODD, ROOT, SPARSE, Dir, File, Name, Symlink, make, noise

@@ -11,11 +11,11 @@ import pytest
 from snapfs.repo.check.engine import CheckResult, check
 from snapfs.repo.check.subset import Subset, parse
 from snapfs.repo.errors import UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, Kind, Location, Node, NodeType, Snapshot, Totals, VolumeKind
 from snapfs.repo.page_writer import Sums
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from support import repositories as repos
 from support.trees import File, Name, Tree, make, noise
 
@@ -237,7 +237,7 @@ def test_volumes_under_one_another_s_names(tmp_path: Path, source: Path, taken: 
 
 def test_a_key_slot_of_another_password(tmp_path: Path, taken: StoredSnapshot) -> None:
     with repos.open_(tmp_path) as repository:
-        name = repository.add_key(b"another", cost=repos.CHEAP)
+        name = repository.slots.add(b"another", cost=repos.CHEAP)
     flip(tmp_path / "repository/keys" / name, 300)
     result = checked(tmp_path)
     assert [(p.kind, p.where) for p in result.problems] == [("key", f"keys/{name}")]

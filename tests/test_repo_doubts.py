@@ -14,7 +14,7 @@ import pytest
 
 from snapfs.repo.client import Client
 from snapfs.repo.doubts import TOLERANCE, Doubt
-from snapfs.repo.events import Events, State, StoredSnapshot
+from snapfs.repo.events import Events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Sealer
@@ -22,6 +22,7 @@ from snapfs.repo.format.records import Event, EventBody, Head
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Node, NodeType, Snapshot, Totals
 from snapfs.repo.retention import PERIODS, UNLIMITED, Duration, Policy, decide
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.system import System
 from support.parts import KEYS, REPOSITORY

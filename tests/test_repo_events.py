@@ -21,13 +21,14 @@ import pytest
 from snapfs.repo import events as events_module
 from snapfs.repo.client import Client
 from snapfs.repo.errors import StorageError, UnsupportedFormat
-from snapfs.repo.events import Events, State, StoredSnapshot
+from snapfs.repo.events import Events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Sealer
 from snapfs.repo.format.records import Event, EventBody
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Node, NodeType, Snapshot, Totals
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.system import System
 from support import repositories

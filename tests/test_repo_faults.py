@@ -14,10 +14,11 @@ import pytest
 
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, RepositoryError, StorageError
-from snapfs.repo.events import Events, StoredSnapshot
+from snapfs.repo.events import Events
 from snapfs.repo.index import Index
 from snapfs.repo.model import KiB, Snapshot
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.volume_writer import VolumeWriter

@@ -53,13 +53,13 @@ def slots(folder: Path) -> list[Path]:
 
 def exported(folder: Path) -> bytes:
     with repos.open_(folder) as repository:
-        return repository.export_key(repository.slot)
+        return repository.slots.export(repository.slots.current)
 
 
 def test_a_recovery_key_opens_what_passwords_open(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        name, key = repository.add_recovery_key(cost=CHEAP, host="host", user="user")
-        assert repository.add_recovery_key(cost=CHEAP)[1] != key
+        name, key = repository.slots.add_recovery(cost=CHEAP, host="host", user="user")
+        assert repository.slots.add_recovery(cost=CHEAP)[1] != key
     for typed in (
         key,
         key.lower(),
@@ -68,16 +68,16 @@ def test_a_recovery_key_opens_what_passwords_open(tmp_path: Path, taken: bytes) 
         key.replace("0", "o"),
     ):
         with opened(tmp_path, typed.encode()) as repository:
-            assert repository.slot == name
+            assert repository.slots.current == name
             assert [s.id for s in repository.snapshots()] == [taken]
-            notes = {n: note for n, note in repository.key_slots() if note is not None}
+            notes = {n: note for n, note in repository.slots.notes() if note is not None}
     assert sorted(note.is_recovery for note in notes.values()) == [False, True, True]
     assert (notes[name].host, notes[name].user) == ("host", "user")
 
 
 def test_the_second_reader_takes_a_recovery_key_too(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        _, key = repository.add_recovery_key(cost=CHEAP)
+        _, key = repository.slots.add_recovery(cost=CHEAP)
     for typed, code in ((key, 0), (key.lower().replace("-", "  ").replace("0", "o"), 0), (key[:-1], 12)):
         done = subprocess.run(
             [sys.executable, READER, tmp_path / "repository", "list"],
@@ -90,7 +90,7 @@ def test_the_second_reader_takes_a_recovery_key_too(tmp_path: Path, taken: bytes
 
 def test_a_mistyped_recovery_key_is_told(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        key = repository.add_recovery_key(cost=CHEAP)[1]
+        key = repository.slots.add_recovery(cost=CHEAP)[1]
     wrong = key[:13] + ("0" if key[13] != "0" else "1") + key[14:]
     with pytest.raises(
         WrongPassword, match="read as a recovery key, there is a mistake in group 3"
@@ -103,19 +103,19 @@ def test_a_mistyped_recovery_key_is_told(tmp_path: Path, taken: bytes) -> None:
 
 def test_a_recovery_key_is_not_changed_into_a_password(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        _, key = repository.add_recovery_key(cost=CHEAP)
+        _, key = repository.slots.add_recovery(cost=CHEAP)
     with opened(tmp_path, key.encode()) as repository:
         with pytest.raises(UsageError, match="key add"):
-            repository.change_password(b"new", cost=CHEAP)
-        repository.add_key(b"new", cost=CHEAP)
+            repository.slots.replace(b"new", cost=CHEAP)
+        repository.slots.add(b"new", cost=CHEAP)
     for password in (key.encode(), b"new", PASSWORD):
         opened(tmp_path, password).close()
 
 
 def test_a_removed_recovery_key_opens_nothing(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        name, key = repository.add_recovery_key(cost=CHEAP)
-        repository.remove_key(name)
+        name, key = repository.slots.add_recovery(cost=CHEAP)
+        repository.slots.remove(name)
     with pytest.raises(WrongPassword, match=r"no key slot of this repository opens with it$"):
         opened(tmp_path, key.encode())
 
@@ -144,7 +144,7 @@ def test_an_exported_slot_is_put_back(tmp_path: Path, taken: bytes, harm: str, c
     assert Repository.import_key(str(place), slot) == (path.name, False)
     with opened(tmp_path, PASSWORD) as repository:
         assert [s.id for s in repository.snapshots()] == [taken]
-        ((_, note),) = repository.key_slots()
+        ((_, note),) = repository.slots.notes()
         assert note is not None, "who added it is known as before"
         result = check(repository, read_data=True)
         assert [problem.kind for problem in result.problems] == ([] if config == "there" else ["config"])
@@ -153,9 +153,9 @@ def test_an_exported_slot_is_put_back(tmp_path: Path, taken: bytes, harm: str, c
 def test_a_slot_comes_back_after_its_password_was_removed(tmp_path: Path, taken: bytes) -> None:
     """As docs/security.md says: an exported slot is as good as one in keys/."""
     with repos.open_(tmp_path) as repository:
-        name = repository.add_key(b"another", cost=CHEAP)
-        slot = repository.export_key(name)
-        repository.remove_key(name)
+        name = repository.slots.add(b"another", cost=CHEAP)
+        slot = repository.slots.export(name)
+        repository.slots.remove(name)
     with pytest.raises(WrongPassword):
         opened(tmp_path, b"another")
     Repository.import_key(str(tmp_path / "repository"), slot)
@@ -194,11 +194,11 @@ def test_a_folder_without_a_repository_gets_no_slot(tmp_path: Path, taken: bytes
 
 def test_a_damaged_slot_is_not_exported(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        other = repository.add_key(b"another", cost=CHEAP)
+        other = repository.slots.add(b"another", cost=CHEAP)
         path = tmp_path / "repository" / "keys" / other
         path.write_bytes(path.read_bytes()[:-1] + b"?")
         with pytest.raises(Damaged, match=f"keys/{other[:8]}"):
-            repository.export_key(other)
+            repository.slots.export(other)
 
 
 def test_a_full_disk_at_any_call_leaves_a_slot_or_none(tmp_path: Path, taken: bytes) -> None:
@@ -228,7 +228,7 @@ def test_a_recovery_key_that_could_not_be_made_takes_no_password_away(tmp_path: 
         with repos.open_(tmp_path) as repository:
             try:
                 with calls.installed():
-                    _, key = repository.add_recovery_key(cost=CHEAP)
+                    _, key = repository.slots.add_recovery(cost=CHEAP)
             except RepositoryError:
                 continue
             assert not calls.hits

@@ -291,7 +291,7 @@ def test_init_killed_at_every_call(tmp_path: Path) -> None:
             assert same.differences(same.on_disk(source), found) == []
             assert os.listdir(folder / "repository/tmp") == []
             assert check(repository, read_data=True).ok
-            assert len(repository.key_slots()) == 1
+            assert len(repository.slots.notes()) == 1
         shutil.rmtree(folder)
         return status
 

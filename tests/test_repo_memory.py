@@ -432,7 +432,7 @@ def test_a_flip_while_a_password_is_changed(desk: Desk, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             patch.setattr(slots, "seal_slot", lambda *args: flipped(real(*args), chance))
             with pytest.raises(Damaged):
-                repository.change_password(b"new", cost=repositories.CHEAP)
+                repository.slots.replace(b"new", cost=repositories.CHEAP)
         repository.events.load()
     with desk.open() as repository:
         assert isinstance(repository.events, Events)

@@ -21,7 +21,6 @@ from snapfs.repo.errors import (
     StorageError,
     UnsupportedFormat,
 )
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.records import EventBody
 from snapfs.repo.model import KiB, VolumeKind
 from snapfs.repo.packing import BlobWriter
@@ -29,6 +28,7 @@ from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.query.stats import Mode, stats
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.storage.local_object import LocalObject
 from snapfs.repo.storage.locks import Lease, Locks

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapfs.repo.errors import BlobMissing, Damaged, UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.marks import FirstComers, Marks
 from snapfs.repo.model import Kind, MiB, Node, NodeType
 from snapfs.repo.progress import Progress
@@ -25,6 +24,7 @@ from snapfs.repo.query.dump import dump_file, dump_tar
 from snapfs.repo.query.find import find
 from snapfs.repo.query.stats import Mode, Stats, stats
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from support import repositories as repos
 from support.same import differences, on_disk
 from support.trees import ODD, SECOND, File, Name, Symlink, Tree, make, noise

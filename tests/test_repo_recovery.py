@@ -251,8 +251,8 @@ def test_a_bad_sector_under_config_or_key_slot_keeps_nobody_out(
     desk = Desk(tmp_path, {b"file": File(content=b"x" * 1000)})
     desk.snapshot()
     with desk.open() as repository:
-        own = repository.slot
-        other = repository.add_key(b"another", cost=CHEAP)
+        own = repository.slots.current
+        other = repository.slots.add(b"another", cost=CHEAP)
     real, bad = LocalStorage.read, "config" if unreadable == "config" else f"keys/{other}"
 
     def read(self: LocalStorage, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -264,7 +264,7 @@ def test_a_bad_sector_under_config_or_key_slot_keeps_nobody_out(
     shutil.rmtree(tmp_path / "state", ignore_errors=True)  # what would tell which slot to try first
     with desk.open() as repository:
         assert len(repository.snapshots()) == 1
-        assert repository.slot == own
+        assert repository.slots.current == own
     if unreadable != "config":
         with pytest.raises(WrongPassword, match=r"1 of 2 cannot be used, .*Input/output error"):
             Repository.open(

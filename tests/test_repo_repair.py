@@ -19,7 +19,6 @@ import pytest
 from snapfs.repo import salvage
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import Damaged, SnapfsError, StorageError, UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.index import IndexBroken
@@ -27,6 +26,7 @@ from snapfs.repo.model import Below, BlobId, KiB, Kind, Node, NodeType, Snapshot
 from snapfs.repo.repair.snapshots import SnapshotsMended, repair_snapshots
 from snapfs.repo.repair.volumes import VolumesMended, repair_volumes
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
 from support.children import in_child
 from support.faults import KILLED, KINDS, Calls, Cut, Die, Disk, Fail, each

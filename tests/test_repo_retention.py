@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from snapfs.repo.doubts import TOLERANCE, Times
 from snapfs.repo.errors import UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Node, NodeType, Snapshot, Totals
 from snapfs.repo.retention import (
     NO_TIME,
@@ -28,6 +27,7 @@ from snapfs.repo.retention import (
     plan,
 )
 from snapfs.repo.select import parse_tags
+from snapfs.repo.state import StoredSnapshot
 
 ROOT = Node(b"", NodeType.DIRECTORY, 0o755, 0, 0, None, None, 0, 0)
 NOW = int(datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()) * SECOND

@@ -18,6 +18,7 @@ from snapfs.repo.errors import (
     OldKeys,
     RepositoryLocked,
     RolledBack,
+    StorageError,
     WrongPassword,
 )
 from snapfs.repo.events import Events
@@ -115,9 +116,9 @@ def test_new_keys_seal_what_comes_and_the_old_open_what_was(tmp_path: Path, take
 
 def test_other_passwords_end_unless_they_are_given(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        other = repository.add_key(OTHER, cost=CHEAP, label="colleague")
-        _, key = repository.add_recovery_key(cost=CHEAP)
-        ends = repository.add_key(b"forgotten", cost=CHEAP)
+        other = repository.slots.add(OTHER, cost=CHEAP, label="colleague")
+        _, key = repository.slots.add_recovery(cost=CHEAP)
+        ends = repository.slots.add(b"forgotten", cost=CHEAP)
     with pytest.raises(WrongPassword):
         change_keys(tmp_path, PASSWORD, OTHER, b"opens nothing")
     assert epochs(tmp_path, "config") == []
@@ -129,7 +130,7 @@ def test_other_passwords_end_unless_they_are_given(tmp_path: Path, taken: bytes)
     with pytest.raises(WrongPassword):
         shown(tmp_path, b"forgotten")
     with repos.open_(tmp_path) as repository:
-        notes = {name: note for name, note in repository.key_slots() if note is not None}
+        notes = {name: note for name, note in repository.slots.notes() if note is not None}
         assert sorted((n.label, n.is_recovery, n.epoch) for n in notes.values()) == [
             ("", False, 2), ("", True, 2), ("colleague", False, 2),
         ]  # fmt: skip
@@ -329,6 +330,24 @@ def test_a_damaged_event_takes_nothing_but_itself_away(tmp_path: Path, taken: by
 # ---- old slots put back, old copies of the config ------------------------------------------------------------------------
 
 
+def test_while_an_event_cannot_be_read_keys_are_not_changed(tmp_path: Path, taken: bytes) -> None:
+    """It would not be among those that were there, and never count again: what was forgotten would be back for good."""
+    with opened(tmp_path) as repository:
+        repository.events.forget([taken])
+        (head,) = repository.events.load().heads
+    path = tmp_path / "repository/events" / head.name.hex()
+    good = path.read_bytes()
+    path.write_bytes(good[:200] + bytes((good[200] ^ 1,)) + good[201:])
+    before = slots(tmp_path), sorted(os.listdir(path.parent))
+    with pytest.raises(StorageError, match=r"is damaged.* keys were not changed"):
+        change_keys(tmp_path)
+    assert (slots(tmp_path), sorted(os.listdir(path.parent))) == before
+    path.write_bytes(good)
+    change_keys(tmp_path)
+    with opened(tmp_path) as repository:
+        assert repository.snapshots() == []
+
+
 def test_an_old_slot_reads_what_was_and_writes_nothing(tmp_path: Path, taken: bytes) -> None:
     before = slots(tmp_path)
     change_keys(tmp_path)
@@ -354,10 +373,10 @@ def test_an_old_slot_reads_what_was_and_writes_nothing(tmp_path: Path, taken: by
             lambda: undelete(repository, repository.snapshots()),
             lambda: prune(repository),
             lambda: prune(repository, PruneOptions(dry_run=True)),
-            lambda: repository.add_key(b"x", cost=CHEAP),
-            lambda: repository.change_password(b"x", cost=CHEAP),
-            lambda: repository.add_recovery_key(cost=CHEAP),
-            lambda: repository.remove_key("0" * 64),
+            lambda: repository.slots.add(b"x", cost=CHEAP),
+            lambda: repository.slots.replace(b"x", cost=CHEAP),
+            lambda: repository.slots.add_recovery(cost=CHEAP),
+            lambda: repository.slots.remove("0" * 64),
         ):
             with pytest.raises(OldKeys, match="use one that was made since"):
                 write()
@@ -376,13 +395,13 @@ def test_an_old_slot_reads_what_was_and_writes_nothing(tmp_path: Path, taken: by
     for machine in ("", "new"):  # of two slots of one password that with the newer keys counts
         assert shown(tmp_path, machine=machine) == [taken, after]
     with repos.open_(tmp_path) as repository:
-        assert {name: note.epoch for name, note in repository.key_slots() if note} == {
+        assert {name: note.epoch for name, note in repository.slots.notes() if note} == {
             **dict.fromkeys(before, 1), **dict.fromkeys(new, 2),
         }  # fmt: skip
         (note,) = check(repository).notes
         assert note.startswith(f"the key slot {next(iter(before))[:8]} has old keys")
         for name in before:
-            repository.remove_key(name)
+            repository.slots.remove(name)
         assert check(repository).notes == []
 
 
@@ -438,7 +457,7 @@ def test_an_event_of_a_later_epoch_that_nobody_announced_is_unreadable_and_stops
 
 def test_another_machine_goes_on_with_what_it_remembers(tmp_path: Path, taken: bytes) -> None:
     with repos.open_(tmp_path) as repository:
-        repository.add_key(OTHER, cost=CHEAP)
+        repository.slots.add(OTHER, cost=CHEAP)
     ids = [taken, back_up(tmp_path, OTHER, "b")]
     change_keys(tmp_path, PASSWORD, OTHER)
     ids.append(back_up(tmp_path))

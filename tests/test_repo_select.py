@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapfs.repo.errors import SnapshotNotFound, UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Node, NodeType, Snapshot, Totals
 from snapfs.repo.select import Filter, Spec, choose, find, is_name, parse_spec, parse_tags
+from snapfs.repo.state import StoredSnapshot
 
 ROOT = Node(b"", NodeType.DIRECTORY, 0o755, 0, 0, None, None, 0, 0)
 

@@ -258,7 +258,7 @@ def _work(folder: Path, source: Path, system: System, seed: int) -> None:
     once(first, 20)
     with Repository.open(str(folder / "repository"), repositories.PASSWORD, state_dir=str(first / "state"), no_cache=True,
                          system=system) as repository:  # fmt: skip
-        repository.add_key(b"another", cost=repositories.CHEAP)
+        repository.slots.add(b"another", cost=repositories.CHEAP)
         repository.events.set_tags(repository.snapshots()[0].id, [b"t"])
 
 

@@ -165,7 +165,7 @@ class Soak(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), word=st.binary(min_size=1, max_size=4))
     def change_password(self, client: str, word: bytes) -> None:
         with self.open(client) as repository:
-            repository.change_password(word, cost=repositories.CHEAP)
+            repository.slots.replace(word, cost=repositories.CHEAP)
         old, self.password = self.password, word
         if old != word:
             with pytest.raises(WrongPassword):

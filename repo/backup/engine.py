@@ -21,12 +21,12 @@ from snapfs.repo.backup.piped import piped
 from snapfs.repo.backup.sources import absolute, branching, stream_path
 from snapfs.repo.backup.walk import Walker
 from snapfs.repo.errors import BackupOnly, StorageError, UsageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import Below, Node, Snapshot, Totals
 from snapfs.repo.packing import BlobWriter, DryWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 
 
 def backup(repository: Repository, options: BackupOptions, progress: Progress = SILENT) -> BackupResult:

@@ -7,8 +7,8 @@ import os
 import threading
 from collections.abc import Sequence
 
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.progress import Progress
+from snapfs.repo.state import StoredSnapshot
 
 _TELL_EVERY = 1000
 

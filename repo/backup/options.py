@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from snapfs.repo.backup.patterns import Excludes
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import Totals
+from snapfs.repo.state import StoredSnapshot
 
 
 class Stream(Protocol):

@@ -12,10 +12,10 @@ from snapfs.repo.backup._reading import Status
 from snapfs.repo.backup.nodes import group_name, user_name
 from snapfs.repo.blobs import BlobReader
 from snapfs.repo.errors import Damaged, RepositoryError
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, BlobId, Kind, Node
 from snapfs.repo.page_writer import Put
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.trees import DirectoryWriter
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 from snapfs.repo.check.treecheck import TreeCheck
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.index import Index
+    from snapfs.repo.state import StoredSnapshot
 
 
 class WalkBeside:

@@ -18,16 +18,16 @@ from snapfs.repo.check.scrubbers import Scrubbers
 from snapfs.repo.check.subset import Listing, Subset
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.errors import Damaged, StorageError
-from snapfs.repo.events import refused_events
 from snapfs.repo.index import IndexBroken
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.slots import sound_slot
+from snapfs.repo.state import refused_events
 from snapfs.repo.storage.base import TRASH
 from snapfs.repo.volumes import object_name
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import StoredSnapshot
 
 _AGAIN = 3
 _NAMED = 3
@@ -139,7 +139,7 @@ class _Check:
         """Key slots, those of other passwords too: who needs one finds out too late."""
         repository, unannounced = self._repository, []
         old: list[str] = []
-        for name, note in repository.key_slots():
+        for name, note in repository.slots.notes():
             try:
                 sound_slot(repository.storage, name)
             except (Damaged, StorageError) as error:

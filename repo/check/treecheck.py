@@ -19,8 +19,8 @@ from snapfs.repo.pagewalk import PageWalk
 from snapfs.repo.progress import Progress
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import StoredSnapshot
 
 
 class TreeCheck(PageWalk):

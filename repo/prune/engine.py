@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from snapfs.repo.errors import BlobMissing, Damaged, StorageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.index import IndexBroken, IndexedVolume
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
@@ -19,6 +18,7 @@ from snapfs.repo.prune.plan import Plan, Scatter, Unused, plan
 from snapfs.repo.prune.removal import Removal, settled
 from snapfs.repo.prune.rewrite import Rewriter
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.locks import Lease, Writer
 from snapfs.repo.usage import Usage, VolumeUse, live_snapshots, usage
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Collection
 
 from snapfs.repo.errors import BlobMissing, StorageError, UnsupportedFormat
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.marks import Marks
 from snapfs.repo.model import Kind
 from snapfs.repo.progress import Progress
 from snapfs.repo.quiet import Quiet
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.storage.locks import Lease, Writer
 from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, live_snapshots
 from snapfs.repo.volumes import object_name

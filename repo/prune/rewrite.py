@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from snapfs.repo.errors import Damaged, VolumeMissing
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.marks import Marks
 from snapfs.repo.model import BlobId, Kind, Location
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, by_importance
 
 

@@ -19,8 +19,8 @@ from snapfs.repo.model import Below, Node
 from snapfs.repo.pagewalk import PageWalk
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import StoredSnapshot
 
 _REMEMBERED = 65_536
 

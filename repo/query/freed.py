@@ -18,8 +18,8 @@ from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.query.stats import EveryBlob
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import StoredSnapshot
 
 _DIRECTORIES = 8
 """Volumes whose frames are remembered: blobs of one snapshot lie together."""

@@ -26,8 +26,8 @@ from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.usage import live_snapshots, usage
 
 if TYPE_CHECKING:
-    from snapfs.repo.events import StoredSnapshot
     from snapfs.repo.repository import Repository
+    from snapfs.repo.state import StoredSnapshot
 
 
 class Mode(enum.Enum):

@@ -16,13 +16,13 @@ from snapfs.repo.blobs import BlobReader
 from snapfs.repo.check.findings import CheckResult
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.errors import StorageError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format import records
 from snapfs.repo.model import Below, MiB, Node, Snapshot
 from snapfs.repo.packing import BlobWriter, DryWriter, Putter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repair.trees import TreeMender
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.locks import Lease
 
 TAG = b"repaired"

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from snapfs.cli.main import run
+from snapfs.repo.creation import default_state_dir
 from snapfs.repo.format.keyslot import Cost
-from snapfs.repo.repository import Repository, default_state_dir
+from snapfs.repo.repository import Repository
+from snapfs.repo.slots import KeySlots
 
 PASSWORD = b"p\xff ssword"
 CHEAP = Cost(64, 1, 1)
@@ -59,9 +61,9 @@ class Cli:
         monkeypatch.chdir(folder)
         for method in (
             Repository.create,
-            Repository.add_key,
-            Repository.change_password,
-            Repository.add_recovery_key,
+            KeySlots.add,
+            KeySlots.replace,
+            KeySlots.add_recovery,
         ):
             monkeypatch.setitem(method.__kwdefaults__, "cost", CHEAP)  # type: ignore[arg-type]
         self.source.mkdir()

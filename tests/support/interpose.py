@@ -111,6 +111,7 @@ def _prepare() -> Any:
 
     from snapfs.cli import init, main
     from snapfs.repo.repository import Repository
+    from snapfs.repo.slots import KeySlots
     from support.cli import CHEAP
     from support.sources import CHUNKS
 
@@ -122,9 +123,9 @@ def _prepare() -> Any:
 
     for method in (
         Repository.create,
-        Repository.add_key,
-        Repository.change_password,
-        Repository.add_recovery_key,
+        KeySlots.add,
+        KeySlots.replace,
+        KeySlots.add_recovery,
     ):
         defaults = method.__kwdefaults__
         assert defaults is not None

@@ -10,7 +10,6 @@ from typing import Any
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.check.engine import check
-from snapfs.repo.events import State, StoredSnapshot
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient, records
@@ -24,6 +23,7 @@ from snapfs.repo.progress import Progress
 from snapfs.repo.prune.engine import PruneOptions
 from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import State, StoredSnapshot
 from snapfs.repo.system import System
 from snapfs.repo.volumes import OBJECTS, object_name
 from support import repositories, same

@@ -9,10 +9,10 @@ from typing import Any
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.errors import SnapshotNotFound
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.model import KiB, MiB
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.undelete import undelete
 
 PASSWORD = b"correct horse"

@@ -9,10 +9,10 @@ from typing import Any
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions, BackupResult
 from snapfs.repo.errors import SnapfsError
-from snapfs.repo.events import StoredSnapshot
 from snapfs.repo.model import KiB
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
+from snapfs.repo.state import StoredSnapshot
 from support import repositories, same
 from support.trees import Tree, make
 
