@@ -823,6 +823,37 @@ def test_a_copy_in_a_damaged_volume_spares_none(desk: Kept) -> None:
         assert same.differences(trees[second.id], same.in_snapshot(repository, node)) == []
 
 
+@pytest.mark.parametrize("other_stays", [False, True])
+def test_what_comes_back_amid_a_prune_keeps_the_copy_that_opens(desk: Kept, other_stays: bool) -> None:
+    """Of two copies, one of them damaged without this machine knowing it, both were to go, or the sound one alone."""
+    first = desk.take()
+    damaged = max(desk.volumes("data").values(), key=lambda path: path.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[1000] ^= 1
+    damaged.write_bytes(data)
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    second = desk.take()
+    shutil.rmtree(desk.source)
+    make(desk.source, {b"other": File(noise(1000, 99))})
+    desk.take()
+    tree = desk.trees[second.id]
+    desk.forget(first, second)
+
+    def agreed(plan: Plan) -> bool:
+        with desk.open() as repository:
+            repositories.revive(repository, [second.id])
+        if other_stays:
+            plan.remove[:] = [use for use in plan.remove if use.volume.name.hex() != damaged.name]
+        return True
+
+    with desk.stranger("other") as repository:
+        prune(repository, PruneOptions(unused=NONE), Watch(), agreed)
+    with desk.stranger("third") as repository:
+        node = repository.trees.resolve(second.record.root, os.fsencode(desk.source))
+        assert same.differences(tree, same.in_snapshot(repository, node)) == []
+
+
 def test_a_prune_whose_lease_is_gone_ends_and_holds_nobody_up(desk: Kept) -> None:
     first, second, _ = aged(desk)
     desk.forget(first, second)
