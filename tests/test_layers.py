@@ -24,7 +24,7 @@ ALLOWED = {
     "cryptography": ["repo/format/"],
     "blake3": ["repo/format/", "repo/backup/chunker.py"],
     "zstandard": ["repo/format/"],
-    "platformdirs": ["repo/repository.py", "fs/background.py", "cli/"],
+    "platformdirs": ["repo/repository.py", "repo/creation.py", "fs/background.py", "cli/"],
 }
 
 

@@ -153,7 +153,7 @@ def test_what_a_copy_gives_before_a_prune_one_gives_afterwards(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     did: Counter[str] = Counter()
-    for seed in rounds.seeds(8):
+    for seed in rounds.seeds(5):
         with tempfile.TemporaryDirectory(prefix="snapfs-test-") as folder:
             world = World(Path(folder), Random(seed))
             for number in range(8):

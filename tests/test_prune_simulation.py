@@ -234,7 +234,7 @@ def afterwards(world: World, time: int) -> None:
 
 def test_processes_of_one_machine(home: Path, rounds: Rounds) -> None:
     removed = reads = planned = tidied = 0
-    for seed in rounds.seeds(45):
+    for seed in rounds.seeds(120):
         world = one(home, seed, blind=False)
         removed += world.removed
         reads += world.read
@@ -247,6 +247,6 @@ def test_processes_of_one_machine(home: Path, rounds: Rounds) -> None:
 
 def test_machines_that_do_not_see_each_others_locks(home: Path, rounds: Rounds) -> None:
     removed = 0
-    for seed in rounds.seeds(25):
+    for seed in rounds.seeds(80):
         removed += one(home, seed, blind=True).removed
     assert removed

@@ -957,7 +957,7 @@ def test_what_the_newest_snapshot_needs_is_put_together(desk: Kept, tmp_path: Pa
     result = desk.prune(ANY, scatter=TIDY)
     assert result.plan == dry
     assert result.plan.scattered
-    assert opened(desk, newest) < 1.05 * least
+    assert opened(desk, newest) < 1.1 * least  # up to a third of 15 % stays, and frames are not the same
     again = desk.prune(ANY, scatter=TIDY)
     assert (again.plan.remove, again.plan.rewrite, again.bytes_written) == ([], [], 0)
     assert abs(again.plan.scatter - dry.scatter_left) < 0.05, "as it was said"
