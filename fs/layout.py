@@ -20,7 +20,7 @@ _SECOND = 1_000_000_000
 
 @dataclass
 class Folder:
-    """`entries` by name, in the order of time; a value of bytes is the target of a symbolic link."""
+    """`entries` by name, the oldest first; a value of bytes is the target of a symbolic link."""
 
     time: int = 0
     """Of the newest snapshot below, ns; 0 if there is none."""
@@ -28,7 +28,7 @@ class Folder:
 
 
 def arrange(snapshots: Sequence[StoredSnapshot]) -> Folder:
-    """The root folder for these snapshots, which ascend by time."""
+    """The root folder for these snapshots, the oldest first."""
     hosts: dict[bytes, list[StoredSnapshot]] = {}
     tags: dict[bytes, list[StoredSnapshot]] = {}
     for snapshot in snapshots:

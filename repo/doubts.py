@@ -56,9 +56,9 @@ class Times(NamedTuple):
 def made(stated: Mapping[bytes, int], times: Times, now: int) -> dict[bytes, tuple[int, int]]:
     """When each snapshot (id -> the time it states, ns) counts as made: (ns, number), to sort by.
 
-    That is what it states.  But one that states a time to come, by this clock or when this machine first saw it, counts as made
-    right after the last of those that came before it in the order of events: so it is the newest until the next one, and not
-    for ever.
+    That is what it states.  But one that states a time more than a day to come, by this clock or when this machine first saw it,
+    counts as made right after the last of those that came before it in the order of events: so it is the newest until the next
+    one, and not for ever.
     """
     found: dict[bytes, tuple[int, int]] = {}
     believed = _BEFORE_ALL

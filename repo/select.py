@@ -1,7 +1,8 @@
 """Which snapshot is meant: `latest`, `latest~2`, the beginning of an id, `SNAP:folder`, the filters host, tag and path, and
 groups of those that belong together.
 
-Pure functions over the list of snapshots as events.State gives it (ascending by time); nothing here reads the repository.
+Pure functions over the list of snapshots as events.State gives it (ascending by when they count as made); nothing here reads the
+repository.
 A filter decides what `latest` counts; an id means its snapshot whatever the filter says, as in restic.
 """
 

@@ -403,7 +403,7 @@ def test_a_flip_while_a_repository_is_made(
     tmp_path: Path, rounds: Rounds, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Else nobody would know before it is needed that the password opens nothing."""
-    from snapfs.repo import repository, slots
+    from snapfs.repo import creation, slots
 
     for seed in rounds.seeds(4):
         chance = random.Random(seed)
@@ -414,8 +414,8 @@ def test_a_flip_while_a_repository_is_made(
                 real_slot = slots.seal_slot
                 patch.setattr(slots, "seal_slot", lambda *a, r=real_slot, c=chance: flipped(r(*a), c))
             else:
-                real_seal = repository.seal_record
-                patch.setattr(repository, "seal_record", lambda *a, r=real_seal, c=chance: flipped(r(*a), c))
+                real_seal = creation.seal_record
+                patch.setattr(creation, "seal_record", lambda *a, r=real_seal, c=chance: flipped(r(*a), c))
             with pytest.raises(RepositoryError):
                 repositories.create(folder)
         repositories.create(folder)

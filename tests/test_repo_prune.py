@@ -823,6 +823,37 @@ def test_a_copy_in_a_damaged_volume_spares_none(desk: Kept) -> None:
         assert same.differences(trees[second.id], same.in_snapshot(repository, node)) == []
 
 
+@pytest.mark.parametrize("other_stays", [False, True])
+def test_what_comes_back_amid_a_prune_keeps_the_copy_that_opens(desk: Kept, other_stays: bool) -> None:
+    """Of two copies, one of them damaged without this machine knowing it, both were to go, or the sound one alone."""
+    first = desk.take()
+    damaged = max(desk.volumes("data").values(), key=lambda path: path.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[1000] ^= 1
+    damaged.write_bytes(data)
+    with desk.open() as repository:
+        assert not check(repository, read_data=True).ok
+    second = desk.take()
+    shutil.rmtree(desk.source)
+    make(desk.source, {b"other": File(noise(1000, 99))})
+    desk.take()
+    tree = desk.trees[second.id]
+    desk.forget(first, second)
+
+    def agreed(plan: Plan) -> bool:
+        with desk.open() as repository:
+            repositories.revive(repository, [second.id])
+        if other_stays:
+            plan.remove[:] = [use for use in plan.remove if use.volume.name.hex() != damaged.name]
+        return True
+
+    with desk.stranger("other") as repository:
+        prune(repository, PruneOptions(unused=NONE), Watch(), agreed)
+    with desk.stranger("third") as repository:
+        node = repository.trees.resolve(second.record.root, os.fsencode(desk.source))
+        assert same.differences(tree, same.in_snapshot(repository, node)) == []
+
+
 def test_a_prune_whose_lease_is_gone_ends_and_holds_nobody_up(desk: Kept) -> None:
     first, second, _ = aged(desk)
     desk.forget(first, second)
@@ -926,7 +957,7 @@ def test_what_the_newest_snapshot_needs_is_put_together(desk: Kept, tmp_path: Pa
     result = desk.prune(ANY, scatter=TIDY)
     assert result.plan == dry
     assert result.plan.scattered
-    assert opened(desk, newest) < 1.05 * least
+    assert opened(desk, newest) < 1.1 * least  # up to a third of 15 % stays, and frames are not the same
     again = desk.prune(ANY, scatter=TIDY)
     assert (again.plan.remove, again.plan.rewrite, again.bytes_written) == ([], [], 0)
     assert abs(again.plan.scatter - dry.scatter_left) < 0.05, "as it was said"
@@ -1086,12 +1117,12 @@ def test_what_is_scattered_stays_so_on_a_full_disk_and_takes_no_more_room(
 
 def test_what_compresses_well_counts_for_what_it_takes(desk: Kept) -> None:
     """Beside what does not, in one volume: the share of the plaintext would say many times what is freed."""
-    make(desk.source, {b"words": File(b"".join(b"line %d of many\n" % n for n in range(60_000)))})
+    make(desk.source, {b"words": File(b"".join(b"line %d of many\n" % n for n in range(300_000)))})
     gone = desk.take()
     (desk.source / "words").unlink()
     desk.take()
     desk.forget(gone)
     result = desk.prune()
-    assert 30_000 < result.plan.freed < 60_000
-    assert abs(result.plan.freed - result.freed) < 16 * KiB, "padding"
+    assert 150_000 < result.plan.freed < 300_000
+    assert abs(result.plan.freed - result.freed) < 64 * KiB, "padding: a full volume lacks up to a frame"
     desk.sound()

@@ -116,6 +116,23 @@ def test_two_at_once_make_the_folder_of_unfinished_objects_again(
         Path(storage.path("tmp")).rmdir()
 
 
+@pytest.mark.parametrize("how", ["remove", "let_go", "set_aside", "close"])
+def test_what_was_read_and_is_gone_takes_no_more_room(storage: LocalStorage, how: str) -> None:
+    """An open file is there until it is closed, under whatever name."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        storage.put(NAME, b"content")
+        storage.read(NAME)
+        assert len(os.listdir("/proc/self/fd")) == before + 1, "kept for the next read"
+        if how == "let_go":
+            storage.let_go([NAME, "data/ab/absent"])
+        elif how == "close":
+            storage.close()
+        else:
+            getattr(storage, how)(NAME)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_what_is_discarded_is_gone(storage: LocalStorage) -> None:
     new = storage.create()
     new.write(b"x")

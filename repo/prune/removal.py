@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from snapfs.repo.errors import BlobMissing, StorageError, UnsupportedFormat
+from snapfs.repo.errors import BlobMissing, Damaged, StorageError, UnsupportedFormat
 from snapfs.repo.marks import Marks
-from snapfs.repo.model import Kind
+from snapfs.repo.model import BlobId, Kind, Location
 from snapfs.repo.progress import Progress
 from snapfs.repo.quiet import Quiet
 from snapfs.repo.repository import Repository
@@ -142,8 +142,8 @@ class Removal:
 
 
 class _Sparing(NeededBlobs):
-    """What snapshots need that were not live when the blobs were marked: of a blob that is in volumes to be removed only, one
-    of these stays."""
+    """What snapshots need that were not live when the blobs were marked: of a blob that opens in no volume that stays, one that
+    was to be removed stays."""
 
     def __init__(self, repository: Repository, progress: Progress) -> None:
         super().__init__(repository, progress)
@@ -160,8 +160,21 @@ class _Sparing(NeededBlobs):
         copies = [at for at in there if at.volume in self.usable] or there
         if not copies:
             raise BlobMissing(blob)
-        if all(at.volume in self.victims for at in copies):
-            self.spared.add(copies[0].volume)
-            self.victims.discard(copies[0].volume)
+        going = [at for at in copies if at.volume in self.victims]
+        staying = [at for at in copies if at.volume not in self.victims]
+        if going and not any(self._opens(kind, blob, at) for at in staying):
+            kept = going[0]
+            if len(going) > 1:
+                kept = next((at for at in going if self._opens(kind, blob, at)), kept)
+            self.spared.add(kept.volume)
+            self.victims.discard(kept.volume)
         # No page is passed over because it was marked: what is below it may be marked in part only.
         return self._walked.add_blob(min(copies))
+
+    def _opens(self, kind: Kind, blob: bytes, at: Location) -> bool:
+        """A volume may be damaged without this machine knowing it; asked only where one of several copies goes."""
+        try:
+            self.reader.read_at(BlobId(blob), kind, at)
+        except Damaged:
+            return False
+        return True
