@@ -94,17 +94,11 @@ def _cost_options(function: Any) -> Any:
     return call
 
 
-def kind_of(note: KeyNote | None) -> str:
-    if note is None or not (note.is_recovery or note.backs_up is not None):
-        return "password"
-    return "recovery key" if note.is_recovery else "backup-only"
-
-
 def _note(name: str, note: KeyNote | None, current: bool) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if note is not None:
         about = {
-            "kind": kind_of(note),
+            "kind": note.kind,
             "label": note.label,
             "hostName": note.host,
             "userName": note.user,
@@ -137,7 +131,7 @@ def list_keys(settings: Settings) -> None:
                 ("",) * 5
                 if note is None
                 else (
-                    kind_of(note)
+                    note.kind
                     + (f" ({line(note.backs_up)})" if note.backs_up is not None else "")
                     + (" (old keys)" if note.epoch < repository.keys.epoch else ""),
                     line(note.label),
@@ -228,7 +222,7 @@ def remove(settings: Settings, id: str) -> None:
     with open_repository(settings, reporter(settings)) as repository:
         name = slot_named(repository, id)
         note = dict(repository.slots.notes()).get(name)
-        what = kind_of(note) + (" key" if note is not None and note.backs_up is not None else "")
+        what = "password" if note is None else note.kind + (" key" if note.backs_up is not None else "")
         repository.slots.remove(name)
         _say(settings, f"removed the {what} {name[:8]}", "key_removed", name)
 

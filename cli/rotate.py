@@ -15,6 +15,7 @@ from snapfs.cli.prune import seconds
 from snapfs.cli.render import complain, document, line, moment, out
 from snapfs.repo.errors import UsageError, WrongPassword
 from snapfs.repo.repository import Repository
+from snapfs.repo.rotation import refuse_doubts
 from snapfs.repo.rotation import rotate as change_keys
 from snapfs.repo.state import KeyNote
 
@@ -63,13 +64,16 @@ def rotate(
     progress = reporter(settings)
     repository, password = open_newest(settings, progress)
     with repository:
+        refuse_doubts(repository)  # before anything is asked
         given = [passwords.from_file(file, progress.notice) for file in keep]
         kept = repository.slots.opened_by(given) if given else {}
         asks = not yes and sys.stdin is not None and sys.stdin.isatty()
         notes = {name: note for name, note in repository.slots.notes() if name != repository.slots.current}
         if asks:
-            for name in notes.keys() - kept.keys():
-                kept |= _asked(repository, name, notes[name])
+            for name, note in notes.items():
+                ends = note is not None and note.backs_up is not None  # whatever is typed
+                if name not in kept and not ends:
+                    kept |= _asked(repository, name, note)
         new_password = passwords.given("SNAPFS_NEW_", new_password_file, None, False, progress.notice)
         if new_password is None and change_password:
             new_password = passwords.ask_new("new password: ", "--new-password-file or SNAPFS_NEW_PASSWORD")
@@ -105,7 +109,7 @@ def rotate(
 def _named(name: str, note: KeyNote | None) -> str:
     if note is None:
         return name[:8]
-    kind = "recovery key" if note.is_recovery else "password"
+    kind = note.kind if note.backs_up is None else f"{note.kind} key for {line(note.backs_up)}"
     label = f", {line(note.label)}" if note.label else ""
     return f"{name[:8]} ({kind}{label}, {line(note.user)} on {line(note.host)}, {moment(note.time)})"
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from snapfs.repo.client import Client
 from snapfs.repo.counting import NewerEvent, came_before
-from snapfs.repo.errors import Damaged, OldKeys, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.fold import Fold, Opened, changed
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
@@ -137,17 +137,11 @@ class Events:
         """Say that the keys are changed, and what there is of events and `volumes` (names): nothing that comes later under these
         keys counts.  Returns the names of the events that say so, and of the heads before them.
 
-        Raises StorageError where an event cannot be read: it is not among those that there are, and would never count again.
-        Who published at this moment is taken up: afterwards these events have seen all there are.
+        What cannot be read is not among them (rotation.refuse_doubts).  Who published at this moment is taken up: afterwards
+        these events have seen all there are.
         """
         who = (host.encode("utf-8", "replace"), user.encode("utf-8", "replace"))
-        state = self.load()
-        if state.problems:
-            raise StorageError(
-                f"{state.problems[0]}: it would never count again, so the keys were not changed; bring it back from a copy of "
-                "the repository, or take its file out of events/"
-            )
-        before = tuple(head.name for head in state.heads)
+        before = tuple(head.name for head in self.load().heads)
         while True:
             names = [*self._counted, *volumes]
             parts = [tuple(names[at : at + _LISTED]) for at in range(0, len(names), _LISTED)]
@@ -218,13 +212,24 @@ class Events:
             return f"event {name.hex()[:8]} is damaged: too large"
         try:
             data = self._read(path, name)
-            opener = self._keys.opener(L.EVENT, data, path, self._repository)
+            try:
+                opener = self._keys.opener(L.EVENT, data, path, self._repository)
+            except OldKeys:
+                return NewerEvent(parse_header(data, path).epoch)
+            except UnsupportedFormat as error:
+                # Nobody vouches for a header: it must not stop every command.
+                return f"event {name.hex()[:8]} cannot be read: {error}"
             self._epochs[name] = opener.epoch
             if opener.wrap == L.WRAP_BACKUP_ONLY:
                 return open_claim(opener, data, path)
-            return records.decode(Event, open_record(opener, data), path)
-        except OldKeys:
-            return NewerEvent(parse_header(data, path).epoch)
+            record = open_record(opener, data)
+            try:
+                return records.decode(Event, record, path)
+            except UnsupportedFormat as error:
+                if opener.epoch == self._keys.epoch:
+                    raise
+                # Nor must who has old keys.
+                return f"event {name.hex()[:8]} cannot be read: {error}"
         except Damaged as error:
             return f"event {name.hex()[:8]} is damaged: {error}"
 

@@ -18,12 +18,15 @@ from snapfs.repo.errors import Damaged
 from snapfs.repo.event_order import in_order
 from snapfs.repo.format import records
 from snapfs.repo.format.records import Event, Head
-from snapfs.repo.grants import Admitted, Claim, admit, granted
+from snapfs.repo.grants import Admitted, Claim, admit, granted, made_of
 from snapfs.repo.keys import Keys
 from snapfs.repo.state import KeyNote, State, StoredSnapshot, refused_events
 
 Opened = Event | Claim | NewerEvent | str
 """What an event's file is: the event; one that holds only if it was granted; one of newer keys; or what is wrong with it."""
+
+_LAST = 2**63 - 1
+"""The highest sequence number that is given."""
 
 
 class Fold:
@@ -75,10 +78,11 @@ class Fold:
             sorted((Head(e.client, e.sequence, name) for name, e in self.counted.items() if name not in named),
                    key=lambda h: (h.client, h.sequence, h.name))
         )  # fmt: skip
-        # Its last event may be damaged: no number is given twice.
-        numbers = [(e.client, e.sequence) for e in map(_event, self._opened.values()) if e is not None]
+        # Its last event may be damaged: no number is given twice.  What does not count may say any number, of anybody.
+        numbers = [(e.client, e.sequence) for e in self.counted.values()]
         numbers += [(head.client, head.sequence) for head in self._seen]
-        state.sequence = max((number for client, number in numbers if client == self._client.id), default=0)
+        highest = max((number for client, number in numbers if client == self._client.id), default=0)
+        state.sequence = min(highest, _LAST - 1)
 
     def _add_up(self, admitted: Admitted) -> None:
         state, events = self.state, self.counted
@@ -118,6 +122,9 @@ class Fold:
             elif (rotation := as_rotation(event, self._epochs[name])) is not None:
                 state.rotations.append(rotation)
             state.unknown += body.type not in records.EVENT_TYPES
+        if machines := {key for key, s in found.items() if s.backup_only}:
+            parents = {key: s.record.parent for key, s in found.items()}
+            found |= {key: found[key]._replace(backup_only=True) for key in made_of(machines, parents)}
         stated = {key: s.record.time for key, s in found.items()}
         state.times = witness(self._client, events, order, brought, stated, self._published, self._now)
         state.made = made(stated, state.times, self._now)
@@ -173,10 +180,6 @@ class Fold:
                 f"{state.late} events do not count: they came after the keys that sealed them were changed, from somebody who "
                 "kept an old password or key slot"
             )
-
-
-def _event(opened: Opened) -> Event | None:
-    return opened.event if isinstance(opened, Claim) else opened if isinstance(opened, Event) else None
 
 
 def changed(rotation: Rotation) -> str:

@@ -106,7 +106,7 @@ def admit(
         fitting = [
             grant for grant in grants.get(claim.client, ()) if _holds(name, claim, grant.key, verified)
         ]
-        why, is_newer = _judge(name, claim, fitting, seen, everything)
+        why, is_newer = _judge(name, claim, fitting, seen, events, claims)
         newer += is_newer
         if why is None:
             assert claim.event is not None
@@ -130,6 +130,23 @@ def granted(body: records.EventBody) -> tuple[bytes, Grant] | None:
     return body.ids[1], Grant(body.ids[0], body.ids[2], body.tags[4])
 
 
+def made_of(origins: Iterable[bytes], parents: Mapping[bytes, bytes | None]) -> set[bytes]:
+    """Ids of the snapshots that were made of one of these (repaired, or gone on from it), or of one that was; `parents`: of all
+    by id.  They have in them what nobody vouches for."""
+    children: dict[bytes, list[bytes]] = defaultdict(list)
+    for child, parent in parents.items():
+        if parent is not None:
+            children[parent].append(child)
+    found: set[bytes] = set()
+    waiting = list(origins)
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child not in found:
+                found.add(child)
+                waiting.append(child)
+    return found
+
+
 def _holds(name: bytes, claim: Claim, key: bytes, verified: dict[tuple[bytes, bytes], bool]) -> bool:
     if (name, key) not in verified:
         verified[name, key] = verifies(key, claim.message, claim.signature)
@@ -142,6 +159,7 @@ def _judge(
     fitting: list[Grant],
     seen: Mapping[bytes, set[bytes]],
     events: Mapping[bytes, Event],
+    claims: Mapping[bytes, Claim],
 ) -> tuple[str | None, bool]:
     """(why it does not count, whether that is because this version does not know what it says)."""
     if not fitting:
@@ -153,7 +171,7 @@ def _judge(
         return "", True
     body, client = claim.event.body, claim.client
     if any(
-        h.client != client or (h.name in events and events[h.name].client != client)
+        h.client != client or h.name in events or (h.name in claims and claims[h.name].client != client)
         for h in claim.event.heads
     ):
         return "it names events that are not of its own chain", False

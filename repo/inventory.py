@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from snapfs.repo.errors import Damaged, OldKeys, StorageError
+from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.index import FoundVolume, Index, IndexBroken
 from snapfs.repo.model import BlobId, Location, VolumeKind
 from snapfs.repo.progress import Progress
@@ -91,6 +91,9 @@ def _read(
             verified = not volumes.is_backup_only(kind, name)
         except OldKeys:  # of no use to these keys, and no damage
             continue
+        except UnsupportedFormat as error:  # says its header, which anybody can write who can write there
+            progress.notice(f"volume {name.hex()[:8]} cannot be read: {error}")
+            entries, usable, whole, verified = [], False, False, False
         except Damaged as error:
             progress.notice(
                 f"volume {name.hex()[:8]} is damaged ({error}): what can be saved of it is used for reading only"

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 
-from snapfs.repo.errors import BackupOnly, Damaged, RepositoryError, StorageError
+from snapfs.repo.errors import BackupOnly, Damaged, OldKeys, RepositoryError, StorageError
 from snapfs.repo.events import Events
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import recipient, records
@@ -18,6 +18,11 @@ from snapfs.repo.format.records import Event, EventBody, Head, Signed
 from snapfs.repo.format.sealed import open_record, seal_record
 from snapfs.repo.state import State
 from snapfs.repo.storage.base import hash_in
+
+_CHANGED = (
+    "the keys of this repository seem to have been changed: then nothing that this key adds counts any more; ask for a new one "
+    "(snapfs key add --backup-only)"
+)
 
 
 class OwnEvents(Events):
@@ -43,10 +48,7 @@ class OwnEvents(Events):
         )
         state.problems += state.missing.values()
         if self._keys_seem_changed():
-            state.notices.append(
-                "the keys of this repository seem to have been changed: then nothing that this key adds counts any more; ask for "
-                "a new one (snapfs key add --backup-only)"
-            )
+            state.notices.append(_CHANGED)
         return state
 
     def _keys_seem_changed(self) -> bool:
@@ -64,6 +66,7 @@ class OwnEvents(Events):
         return False
 
     def publish(self, body: EventBody) -> bytes:
+        """Raises OldKeys after a snapshot that may not count: it is there all the same, since anybody can write such a header."""
         if body.type not in (records.EVENT_SNAPSHOT, records.EVENT_CHECKPOINT):
             raise BackupOnly
         state, keys = self.load(), self._keys
@@ -89,6 +92,8 @@ class OwnEvents(Events):
         self._storage.put(f"events/{name.hex()}", data, verify)
         lost = [head for head in self._seen() if head.name in state.missing]
         self._client.remember(heads=[Head(self._client.id, event.sequence, name), *lost])
+        if body.type == records.EVENT_SNAPSHOT and self._keys_seem_changed():
+            raise OldKeys(f"what was just written may not count: {_CHANGED}")
         return name
 
     def forget(self, ids: Sequence[bytes]) -> None:

@@ -179,10 +179,8 @@ class Repository:
 
     @property
     def cache_folder(self) -> str | None:
-        """Where the index lies: not to be backed up."""
-        if self._index_folder is not None and not self.keys.can_read:
-            return os.path.dirname(self._index_folder)  # its own pages are there, too
-        return self._index_folder
+        """Where the index lies, those of earlier keys, and what a machine that can only back up keeps: not to be backed up."""
+        return None if self._index_folder is None else os.path.dirname(self._index_folder)
 
     def tell_what_is_forgotten(self) -> None:
         """To a machine that can only back up: where its index is gone, nothing brings it back."""

@@ -76,37 +76,60 @@ def rotate(
                         f"the keys were not changed, since a backup or another command writes here: {who}; run it again when "
                         "that is over, or with --retry-lock 10m"
                     )
-                change.close()
+                change.close(kept)
+                change.seal_config()
             return change.complete(password, new_password, cost, kept)
         finally:
             lease.release()
+
+
+def refuse_doubts(repository: Repository) -> None:
+    """Raise OldKeys or StorageError where the keys cannot be changed: what cannot be read now would not count afterwards, also
+    if it can be read again."""
+    state = repository.events.load()
+    if state.newer and state.closed is not None:
+        raise OldKeys(
+            "nothing was changed: the keys of this repository were changed before, and this password opens the old ones; "
+            "use one that was made since"
+        )
+    if state.newer:
+        said = next(text for text in state.problems if "newer keys" in text)
+        raise OldKeys(
+            f"nothing was changed: {said}; if nobody has changed the keys, somebody has put that file into events/: move it away"
+        )
+    if state.problems:
+        raise StorageError(
+            f"{state.problems[0]}: it would never count again, so the keys were not changed; bring it back from a copy of the "
+            "repository, or take its file out of events/ (--accept-rollback then)"
+        )
 
 
 class _Rotation:
     def __init__(self, repository: Repository, host: str, user: str) -> None:
         self._repository = repository
         self._host, self._user = host, user
-        state = repository.events.load()
-        if state.newer and state.closed is not None:
-            raise OldKeys(
-                "nothing was changed: the keys of this repository were changed before, and this password opens the old ones; "
-                "use one that was made since"
+        if repository.keys.epoch >= L.EPOCHS_LIMIT:
+            raise UsageError(
+                f"the keys of this repository were changed {repository.keys.epoch - 1} times: begin a new one"
             )
-        if state.newer:
-            said = next(text for text in state.problems if "newer keys" in text)
-            raise OldKeys(
-                f"nothing was changed: {said}; if nobody has changed the keys, somebody has put that file into events/: move it "
-                "away"
-            )
-        self._snapshots = [snapshot.id for snapshot in state.snapshots]
-        self._notes = state.key_notes
+        refuse_doubts(repository)
 
-    def close(self) -> None:
+    def close(self, kept: Mapping[str, bytes | bytearray]) -> None:
         """The old epoch ends: from here on, who has its keys sees that, and writes nothing more.  While nobody writes."""
-        repository = self._repository
+        repository, slots = self._repository, self._repository.slots
+        refuse_doubts(repository)  # others wrote while this waited for them
+        self._slots = [name for name, _ in slots.notes()]
+        if gone := {slots.current, *kept}.difference(self._slots):
+            raise UsageError(
+                f"nothing was changed: the key slot {min(gone)[:8]} was removed meanwhile; run this again"
+            )
+        self._costs = {name: slots.cost(name) for name in (slots.current, *kept)}
         listing = repository.volumes.listing().items()
         volumes = [name for name, (kind, _) in listing if self._is_trusted(kind, name)]
         self._said, self._before = repository.events.close_epoch(volumes, self._host, self._user)
+        state = repository.events.state()
+        self._snapshots = {snapshot.id for snapshot in state.snapshots}
+        self._notes = state.key_notes
 
     def _is_trusted(self, kind: VolumeKind, name: bytes) -> bool:
         try:
@@ -123,10 +146,9 @@ class _Rotation:
     ) -> Rotated:
         """The slots, and then everything that is of the old epoch goes."""
         repository, old = self._repository, self._repository.slots
-        bundle = self._bundle()
-        keys = Keys(bundle, "new keys")
+        bundle, keys = self._bundle, self._keys
         events = Events(repository.storage, keys, repository.id, repository.client, repository.system)
-        if [snapshot.id for snapshot in events.load().snapshots] != self._snapshots:
+        if {snapshot.id for snapshot in events.load().snapshots} != self._snapshots:
             raise Damaged("not all snapshots would count under new keys: run `snapfs check`", "events")
         slots = KeySlots(
             repository.storage,
@@ -138,29 +160,24 @@ class _Rotation:
             repository.system,
         )
         passwords = {old.current: password if new_password is None else new_password, **kept}
-        costs = {name: old.cost(name) for name in passwords} | ({} if cost is None else {old.current: cost})
+        costs = self._costs | ({} if cost is None else {old.current: cost})
         made = {name: slots.put(word, costs[name]) for name, word in passwords.items()}
         current = made[old.current]
         repository.client.remember(slot=current)
         for before, name in made.items():
             self._announce(slots, name, before, is_new=name == current and new_password is not None)
-        others = [name for name, _ in slots.notes() if name not in made.values()]
+        others = self._slots  # what came since has the new keys, or opens nothing that counts
         for slot in map(bytes.fromhex, others):
             if (note := self._notes.get(slot)) is not None and note.backs_up is not None:
                 events.remove_key(slot)  # it was granted something, which new keys do not end
         repository.storage.remove_all(f"keys/{name}" for name in others)
-        self._seal_config(keys, bundle)
         ended = tuple(name for name in others if name not in made)
         return Rotated(keys.epoch, current, tuple(made[name] for name in kept), ended)
 
-    def _bundle(self) -> Bundle:
+    def _new_bundle(self) -> Bundle:
         """All keys there were, new ones, and what tells which events and volumes of the old ones count."""
         keys, old = self._repository.keys, self._repository.slots.bundle
         epoch = keys.epoch + 1
-        if epoch > L.EPOCHS_LIMIT:
-            raise UsageError(
-                f"the keys of this repository were changed {keys.epoch - 1} times: begin a new one"
-            )
         config = self._repository.config
         features = (*config.read_features, L.FEATURE_EPOCHS)
         config = msgspec.structs.replace(config, read_features=tuple(dict.fromkeys(features)))
@@ -181,8 +198,12 @@ class _Rotation:
         kind = () if note is None or not note.is_recovery or is_new else (records.KEY_RECOVERY,)
         slots.announce(name, "" if note is None else note.label, self._host, self._user, *kind)
 
-    def _seal_config(self, keys: Keys, bundle: Bundle) -> None:
+    def seal_config(self) -> None:
+        """Its header says the new epoch: that is all that a machine sees which can only back up, so it is there before such a one
+        can begin again.  For all others the key slots have a copy of it."""
         repository = self._repository
+        bundle = self._bundle = self._new_bundle()
+        keys = self._keys = Keys(bundle, "new keys")
         salt = repository.system.salt(repository.client.id)
         sealer = Sealer(keys.sealing(L.CONFIG), L.CONFIG, repository.id, salt, epoch=keys.epoch)
         data = seal_record(sealer, bundle.config)

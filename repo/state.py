@@ -21,7 +21,8 @@ class StoredSnapshot(NamedTuple):
     """As of now: tag events may have changed what the record says."""
     client: bytes
     backup_only: bool = False
-    """A machine made it that can only back up: nobody else's earlier snapshot, and not to be trusted blindly."""
+    """A machine made it that can only back up, or it was made of such a one: nobody else's earlier snapshot, and not to be
+    trusted blindly."""
 
     @property
     def short(self) -> str:
@@ -41,6 +42,13 @@ class KeyNote(NamedTuple):
     """Of the newest keys in it."""
     backs_up: str | None = None
     """The host that it may back up, where it can do nothing else."""
+
+    @property
+    def kind(self) -> str:
+        """For users."""
+        if self.backs_up is not None:
+            return "backup-only"
+        return "recovery key" if self.is_recovery else "password"
 
 
 @dataclass

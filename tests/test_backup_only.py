@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import random
 import shutil
@@ -30,6 +31,7 @@ from snapfs.repo.format.sealed import open_record
 from snapfs.repo.model import Below, Kind, NodeType, VolumeKind
 from snapfs.repo.progress import Progress
 from snapfs.repo.prune.engine import PruneOptions, prune
+from snapfs.repo.repair.snapshots import repair_snapshots
 from snapfs.repo.repository import Repository
 from snapfs.repo.salvage import Salvage
 from snapfs.repo.system import System
@@ -432,6 +434,40 @@ def test_what_a_newer_version_says_stops_a_prune_and_no_reader(tmp_path: Path, s
     assert state(tmp_path).unknown == 0
 
 
+def test_numbers_that_it_says_of_others_are_not_heard(tmp_path: Path, source: Path) -> None:
+    """The last number there is, in the name of another client: he could add nothing any more."""
+    thief, whole = Machine(tmp_path).thief(), repos.snapshot(tmp_path, source)
+    event = thief.event(EventBody(records.EVENT_SNAPSHOT, brought(thief)), client=whole.client)
+    thief.publish(msgspec.structs.replace(event, sequence=2**64 - 1))
+    again = repos.snapshot(tmp_path, source)
+    assert ids(tmp_path) == [whole.id, again.id]
+
+
+def test_files_of_a_format_that_is_not_known_stop_a_prune_and_nobody_else(
+    tmp_path: Path, source: Path
+) -> None:
+    """Nobody vouches for a header: it needs no key, only a place to write."""
+    first = repos.snapshot(tmp_path, source)
+    for folder in ("events", "data", "trees"):
+        objects = tmp_path / "repository" / folder
+        good = next(path for path in sorted(objects.rglob("*")) if path.is_file()).read_bytes()
+        for at in (8, 12, 16, 17):  # version, features, suite, wrap kind
+            data = good[:at] + bytes([good[at] + 3]) + good[at + 1 :]
+            name = hashlib.sha256(data).hexdigest()
+            path = objects / name if folder == "events" else objects / name[:2] / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+    second = repos.snapshot(tmp_path, source)
+    with repos.open_(tmp_path) as repository:
+        assert [s.id for s in repository.snapshots()] == [first.id, second.id]
+        result = check(repository, read_data=True)
+        assert [problem.kind for problem in result.problems] == 4 * ["event"] + 8 * ["volume"]
+        assert all("install a newer snapfs" in problem.message for problem in result.problems)
+        with pytest.raises(StorageError, match="cannot be read"):
+            prune(repository, ALL)
+    Machine(tmp_path).snapshot(source)
+
+
 def test_an_event_is_signed_in_its_own_object(tmp_path: Path, source: Path) -> None:
     """Whoever learned what is in one (by a leak, say) and has the public keys cannot put it into another."""
     machine = Machine(tmp_path)
@@ -551,6 +587,23 @@ def test_nobody_takes_its_word_for_what_is_unchanged(tmp_path: Path, source: Pat
     assert whole.record.totals.files_unmodified == 0
     assert content.st_size
     reads_back(tmp_path, source, whole)
+
+
+def test_what_is_made_of_its_snapshots_is_trusted_no_more_than_they_are(tmp_path: Path, source: Path) -> None:
+    """`repair snapshots` seals anew what such a machine said of modes and of what is unchanged; so does --parent."""
+    machine = Machine(tmp_path, "host")
+    lost = machine.snapshot(source)
+    for path in (tmp_path / "repository/data").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with repos.open_(tmp_path) as repository:
+        (mended,) = repair_snapshots(repository, repository.snapshots()).snapshots
+    assert mended.new is not None
+    assert [s.id for s in state(tmp_path).snapshots if s.backup_only] == [lost.id, mended.new.id]
+    whole = repos.snapshot(tmp_path, source)
+    assert (whole.record.parent, whole.record.totals.files_unmodified) == (None, 0)
+    upon = repos.snapshot(tmp_path, source, parent=mended.new)
+    assert {s.id: s.backup_only for s in state(tmp_path).snapshots}[upon.id]
 
 
 def test_a_snapshot_without_its_blobs_is_named(tmp_path: Path, source: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.repo.errors import UsageError, WrongPassword
+from snapfs.repo.errors import OldKeys, UsageError, WrongPassword
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.envelope import Sealer
@@ -55,7 +55,8 @@ def test_such_a_key_ends_with_the_keys_it_seals_to(tmp_path: Path, source: Path)
     with machine.open(progress=notices) as repository:
         repository.snapshots()
     assert any("keys of this repository seem to have been changed" in text for text in notices.said)
-    machine.snapshot(source)
+    with pytest.raises(OldKeys, match="may not count"):
+        machine.snapshot(source)
     found = state(tmp_path)
     assert ([s.id for s in found.snapshots], found.late) == ([first.id], 1)
     slot.unlink()
@@ -67,6 +68,21 @@ def test_such_a_key_ends_with_the_keys_it_seals_to(tmp_path: Path, source: Path)
         prune(repository, dataclasses.replace(ALL, old_keys=True))
     assert set(epochs(tmp_path, "data", "trees")) == {2}, "what it wrote under old keys, too"
     reads_back(tmp_path, source, first, second)
+
+
+def test_one_that_a_killed_change_left_there_says_so(tmp_path: Path, source: Path) -> None:
+    """The new keys are in use, and nobody has run `key rotate` again."""
+    machine = Machine(tmp_path)
+    calls = Calls(tmp_path / "repository/keys", lambda _, kind: kind == "unlink", Die())
+
+    def killed() -> None:
+        with calls.installed():
+            change_keys(tmp_path)
+
+    assert in_child(killed) != 0
+    assert (tmp_path / "repository/keys" / machine.slot).exists()
+    with pytest.raises(OldKeys, match="may not count"):
+        machine.snapshot(source)
 
 
 def test_it_is_not_taken_over_with_its_password(tmp_path: Path, source: Path) -> None:

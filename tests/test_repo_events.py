@@ -392,6 +392,15 @@ def test_a_newer_event_is_refused(world: World) -> None:
         world.state()
 
 
+def test_a_number_after_which_there_is_none(world: World) -> None:
+    client = world.client("a")
+    own = client.publish_snapshot(snapshot(6)).client
+    put(world, seal(records.encode(Event(1, own, 2**64 - 1, (), 0, EventBody(99)))))
+    for time in (7, 8):
+        world.client("a").publish_snapshot(snapshot(time))
+    assert times(world.state()) == [6, 7, 8]
+
+
 def test_strange_files_are_passed_over(world: World) -> None:
     world.client("a").publish_snapshot(snapshot(7))
     for name in ("README", "x" * 64, "ab " * 21 + "a", "AB" * 32, ".nfs0001", "ab" * 31):

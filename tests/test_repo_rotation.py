@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,20 @@ from snapfs.repo.errors import (
     RepositoryLocked,
     RolledBack,
     StorageError,
+    UsageError,
     WrongPassword,
 )
 from snapfs.repo.events import Events
+from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.records import Event, EventBody
+from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Kind
 from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
+from snapfs.repo.rotation import rotate
+from snapfs.repo.system import System
 from snapfs.repo.undelete import undelete
 from support import repositories as repos
 from support import same
@@ -405,6 +411,21 @@ def test_an_old_slot_reads_what_was_and_writes_nothing(tmp_path: Path, taken: by
         assert check(repository).notes == []
 
 
+@pytest.mark.parametrize("harm", ["number", "newer"])
+def test_an_event_of_old_keys_stops_no_backup(tmp_path: Path, taken: bytes, harm: str) -> None:
+    """One file that says the last number there is, in the name of this client, or a version that is not known."""
+    thief = Thief(tmp_path, bundle_of(tmp_path))
+    with repos.open_(tmp_path) as repository:
+        client = repository.client.id
+    change_keys(tmp_path)
+    last = Event(1 if harm == "number" else 2, client, 2**64 - 1, (), 5, EventBody(99))
+    data = seal_record(thief.keys.sealer(L.EVENT, thief.repository, System(), client), records.encode(last))
+    (tmp_path / "repository/events" / hashlib.sha256(data).hexdigest()).write_bytes(data)
+    assert shown(tmp_path) == [taken]
+    ids = [taken, back_up(tmp_path), back_up(tmp_path)]
+    assert shown(tmp_path) == ids
+
+
 def test_an_old_copy_of_the_config_is_not_used(tmp_path: Path, taken: bytes) -> None:
     before = (tmp_path / "repository/config").read_bytes()
     change_keys(tmp_path)
@@ -447,7 +468,7 @@ def test_an_event_of_a_later_epoch_that_nobody_announced_is_unreadable_and_stops
     (tmp_path / "repository/events" / hashlib.sha256(data).hexdigest()).write_bytes(data)
     with repos.open_(tmp_path) as repository:
         assert "newer keys" in repository.events.load().problems[0]
-        with pytest.raises(OldKeys):
+        with pytest.raises(OldKeys, match=r"somebody has put that file"):
             change_keys(tmp_path)
     back_up(tmp_path)
 
@@ -503,6 +524,38 @@ def test_nothing_is_done_while_somebody_writes(tmp_path: Path, taken: bytes) -> 
         change_keys(tmp_path)
     assert shown(tmp_path) == [taken]
     change_keys(tmp_path)
+
+
+def test_what_is_written_while_it_waits_counts(tmp_path: Path, taken: bytes) -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    class Slow(Watch):
+        def phase(self, name: str, files: int | None = None, bytes: int | None = None) -> None:
+            began.set()
+            may_end.wait()
+
+    def work() -> None:
+        with opened(tmp_path, machine="b") as repository:
+            source = os.fsencode(tmp_path / "source")
+            backup(repository, BackupOptions((source,), host=b"host", user=b"user"), progress=Slow())
+
+    class Waits(Watch):
+        @property
+        def interrupted(self) -> bool:  # asked for at each look at the leases
+            may_end.set()
+            return False
+
+        @interrupted.setter
+        def interrupted(self, value: bool) -> None: ...
+
+    writer = threading.Thread(target=work)
+    writer.start()
+    began.wait()
+    change_keys(tmp_path, patience=60, progress=Waits())
+    writer.join()
+    assert len(shown(tmp_path)) == 2
+    back_up(tmp_path)
+    assert sound(tmp_path) == []
 
 
 @pytest.mark.parametrize("first", ["writer", "rotation"])
@@ -588,6 +641,45 @@ def test_the_past_can_be_sealed_anew(tmp_path: Path, taken: bytes) -> None:
         for kind in (1, 2):
             with pytest.raises((OldKeys, Damaged)):
                 thief.keys.opener(kind, path.read_bytes(), "it")
+
+
+def test_slots_that_come_or_go_meanwhile(
+    tmp_path: Path, taken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made with the new keys stays; one that was removed does not come back."""
+    with opened(tmp_path) as repository:
+        kept = {repository.slots.add(OTHER, cost=CHEAP): OTHER}
+        with opened(tmp_path, machine="b") as other:
+            other.slots.remove(next(iter(kept)))
+        before = slots(tmp_path)
+        with pytest.raises(UsageError, match=r"nothing was changed.*removed meanwhile"):
+            rotate(repository, PASSWORD, kept)
+        assert slots(tmp_path) == before
+    append, added = Events._append, []
+
+    def quicker(self: Events, body: EventBody) -> bytes:
+        """The new slot is there, and is not announced yet."""
+        if body.type == records.EVENT_KEY_ADDED and not added:
+            added.append("")
+            with opened(tmp_path, machine="b", newest=True) as other:
+                added[0] = other.slots.add(NEW, cost=CHEAP)
+        return append(self, body)
+
+    monkeypatch.setattr(Events, "_append", quicker)
+    done = change_keys(tmp_path)
+    assert slots(tmp_path).keys() == {done.slot, *added}
+    assert shown(tmp_path, NEW) == [taken]
+
+
+def test_the_cache_of_earlier_keys_is_not_backed_up(tmp_path: Path, taken: bytes) -> None:
+    change_keys(tmp_path)
+    back_up(tmp_path)
+    with repos.open_(tmp_path) as repository:
+        folder = repository.cache_folder
+    assert folder is not None
+    indexes = {path.parent.name for path in (tmp_path / "cache").rglob("*.mdb")} | set(os.listdir(folder))
+    assert {"index", "index-2"} <= indexes
+    assert Path(folder).parent == tmp_path / "cache"
 
 
 def test_a_closed_repository_takes_nothing_for_damage(tmp_path: Path, taken: bytes) -> None:

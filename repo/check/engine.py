@@ -87,7 +87,7 @@ class _Check:
         result.notes += state.notices
         self._closed = state.closed is not None
         if repository.config_problem is not None and not self._closed:
-            result.add("config", repository.config_problem, "config")
+            result.add("config", repository.config_problem.removeprefix("config: "), "config")
         self._keys()
         self._leftovers()
         walk = self._contents(state.snapshots)

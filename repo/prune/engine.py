@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from snapfs.repo.errors import BlobMissing, Damaged, StorageError
+from snapfs.repo.errors import BlobMissing, Damaged, StorageError, UnsupportedFormat
 from snapfs.repo.index import IndexBroken, IndexedVolume
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
@@ -147,7 +147,7 @@ class _Prune:
             return (
                 self._repository.volumes.opener(volume.kind, volume.name).epoch < self._repository.keys.epoch
             )
-        except Damaged:
+        except (Damaged, UnsupportedFormat):
             return False
 
     def _take_away(self) -> None:
