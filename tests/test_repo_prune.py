@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1024,19 +1025,20 @@ def test_what_was_put_together_counts_if_the_rest_stays_undone(
     The next prune prefers the new copies, and does not write them again; the index may be another one."""
     newest = scattered(desk, turns=9)
     publish, taken = LocalObject.publish, list[Lease]()
-    locks = Locks(str(desk.folder / "repository"))
+    locks, one_by_one = Locks(str(desk.folder / "repository")), threading.Lock()
 
     class Dead(BaseException):
         pass
 
     def publish_some(self: LocalObject, name: str) -> None:
         nonlocal volumes
-        if not volumes:
-            raise Dead
-        volumes -= 1
-        publish(self, name)
-        if not taken:
-            taken.append(Lease(locks))
+        with one_by_one:  # two workers publish
+            if not volumes:
+                raise Dead
+            volumes -= 1
+            publish(self, name)
+            if not taken:
+                taken.append(Lease(locks))
 
     monkeypatch.setattr(LocalObject, "publish", publish_some)
     written, killed = 0, volumes < 99
@@ -1056,7 +1058,8 @@ def test_what_was_put_together_counts_if_the_rest_stays_undone(
     again = desk.prune(NONE, scatter=TIDY)
     assert (again.plan.remove, again.plan.rewrite) == ([], [])
     assert again.plan.scatter < 1.15
-    assert opened(desk, newest) < 1.1 * sum(u.newest for u in _uses(desk))
+    # What was written before the death may lie a little scattered itself: less than is worth another prune.
+    assert opened(desk, newest) < (1.15 if killed else 1.1) * sum(u.newest for u in _uses(desk))
     desk.sound()
 
 
