@@ -162,6 +162,10 @@ class Ran(NamedTuple):
     """Of CPU."""
 
 
+_AGAIN = 20.0
+"""Seconds between two interruptions of one command: the first has long ended it, if it was heard."""
+
+
 def watched(
     folder: Path, commands: Sequence[Sequence[str]], *, patience: float = 30.0, memory: int = 2 * GiB
 ) -> list[Ran]:
@@ -210,7 +214,8 @@ def _work(
         output = open(folder / "output", "w", errors="surrogateescape")  # noqa: SIM115  closing it may fail
         sys.stdout = output
         with redirect_stderr(error):
-            signal.setitimer(signal.ITIMER_REAL, patience)
+            # Again and again: Python drops what a signal raises amid a finalizer, and a person would press once more.
+            signal.setitimer(signal.ITIMER_REAL, patience, _AGAIN)
             code = run(command)
             signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout = nothing
