@@ -35,7 +35,7 @@ def _scatter(ctx: click.Context, param: click.Parameter, value: str) -> Scatter:
         raise click.BadParameter(str(error)) from None
 
 
-def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
+def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """Seconds, from "30s", "5m" or "2h"."""
     number, unit = value[:-1], _SECONDS.get(value[-1:].lower())
     if value == "0":
@@ -43,6 +43,15 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     if unit is None or not number.replace(".", "", 1).isdigit():
         raise click.BadParameter(f"{value!r}: give a time like 30s, 5m or 2h")
     return float(number) * unit
+
+
+retry_lock_option = click.option(
+    "--retry-lock",
+    metavar="TIME",
+    default="0",
+    callback=_seconds,
+    help="Wait so long (5m, 2h) for backups that run; new ones wait meanwhile.",
+)
 
 
 @command()
@@ -63,13 +72,7 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     callback=_scatter,
     help="Reading the newest snapshots may open so much more than they hold (default 15%).",
 )
-@click.option(
-    "--retry-lock",
-    metavar="TIME",
-    default="0",
-    callback=seconds,
-    help="Wait so long (5m, 2h) for backups that run; new ones wait meanwhile.",
-)
+@retry_lock_option
 @click.option(
     "--rewrite-old-keys",
     is_flag=True,

@@ -11,7 +11,7 @@ from snapfs.cli.init import who
 from snapfs.cli.opening import open_newest
 from snapfs.cli.options import Settings, command
 from snapfs.cli.progress import Reporter, reporter
-from snapfs.cli.prune import seconds
+from snapfs.cli.prune import retry_lock_option
 from snapfs.cli.render import complain, document, line, moment, out
 from snapfs.repo.errors import UsageError, WrongPassword
 from snapfs.repo.repository import Repository
@@ -38,13 +38,7 @@ _TRIES = 3
     metavar="FILE",
     help="Read that new password from a file.  [SNAPFS_NEW_PASSWORD_FILE]",
 )
-@click.option(
-    "--retry-lock",
-    metavar="TIME",
-    default="0",
-    callback=seconds,
-    help="Wait so long (5m, 2h) for backups that run; new ones wait meanwhile.",
-)
+@retry_lock_option
 @click.option("--yes", is_flag=True, help="Do not ask.  Needed where there is no terminal.")
 def rotate(
     settings: Settings, keep: tuple[str, ...], change_password: bool, new_password_file: str | None, retry_lock: float, yes: bool

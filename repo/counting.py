@@ -64,7 +64,7 @@ def as_rotation(event: Event, epoch: int) -> Rotation | None:
 
 
 def came_before(events: Mapping[bytes, Event], names: Collection[bytes]) -> set[bytes]:
-    """These events, those that they name, what these name ..., and what is listed in those of a change of keys."""
+    """These events, those that they name, what these name, and so on."""
     found: set[bytes] = set()
     waiting = list(names)
     while waiting:

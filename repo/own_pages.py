@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from snapfs.repo.blobs import BlobReader
-from snapfs.repo.errors import BlobMissing, Damaged, RepositoryError
+from snapfs.repo.errors import BlobMissing, RepositoryError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
 from snapfs.repo.format.crypto import AESGCM, InvalidTag, hkdf, keyed_hash, wipe
@@ -146,7 +146,7 @@ class OwnPages(BlobReader):
             return
         try:
             self._base.execute("BEGIN IMMEDIATE")
-            self._base.executemany("INSERT OR IGNORE INTO page VALUES (?, 0, ?)", rows)
+            self._base.executemany("INSERT OR REPLACE INTO page VALUES (?, 0, ?)", rows)
             self._base.execute("COMMIT")
         except sqlite3.Error:  # a full disk, or another backup that takes long: then the next one reads more
             self.close()
@@ -167,7 +167,7 @@ class OwnPages(BlobReader):
             self._do("DELETE FROM swept")
             self._do("INSERT INTO swept SELECT count(*) FROM page")
             self._do("COMMIT")
-        except Damaged:  # something is missing, and will be read again; nothing is removed
+        except (RepositoryError, sqlite3.Error):  # what is missing will be read again; nothing is removed
             self._do("ROLLBACK")
 
     def _mark_node(self, node: Node) -> None:

@@ -9,8 +9,9 @@ import hashlib
 import os
 import random
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -942,3 +943,45 @@ def test_what_it_keeps_opens_with_its_own_key_alone(tmp_path: Path) -> None:
     assert len(found) > 4096
     assert b"canary" not in found
     assert os.fsencode(source.name) not in found
+
+
+def test_a_page_that_was_damaged_is_replaced(tmp_path: Path) -> None:
+    """Else every file would be read each time from then on."""
+    repos.create(tmp_path)
+    source, machine = many(tmp_path / "source", 300), Machine(tmp_path)
+    assert machine.snapshot(source).record.totals.files_new == 300
+    (pages,) = machine.own.rglob("pages")
+    with contextlib.closing(sqlite3.connect(pages)) as base, base:
+        base.execute("UPDATE page SET data = zeroblob(50)")
+    assert machine.snapshot(source).record.totals.files_unmodified == 0
+    assert machine.snapshot(source).record.totals.files_unmodified == 300
+
+
+def test_own_pages_that_fail_while_they_are_swept_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is committed by then."""
+    monkeypatch.setattr("snapfs.repo.own_pages._LEAST", 0)
+    repos.create(tmp_path)
+    source, machine = many(tmp_path / "source", 30), Machine(tmp_path)
+
+    class Failing:
+        def __init__(self, base: sqlite3.Connection) -> None:
+            self._base = base
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._base, name)
+
+        def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+            if sql == "SELECT id, data FROM snapshot":
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            return self._base.execute(sql, values)
+
+    with machine.open() as repository:
+        own = repository.own_pages
+        assert own is not None
+        assert own._base is not None
+        own._base = Failing(own._base)  # type: ignore[assignment]
+        options = BackupOptions((os.fsencode(source),), host=os.fsencode(machine.host), user=b"user")
+        assert backup(repository, options).snapshot is not None
+    assert machine.snapshot(source).record.totals.files == 30
