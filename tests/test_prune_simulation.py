@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -115,7 +116,7 @@ class World:
             return
         chosen = self.chance.choice(sorted(self.alive))
         self.forgotten[chosen] = self.alive.pop(chosen)
-        with actor.open(client) as repository:
+        with actor.open(client) as repository, self.unless_keys_change(actor):
             repository.events.forget([chosen])
         self.story.append(f"{actor.name} forgot {chosen.hex()[:8]}")
 
@@ -124,7 +125,7 @@ class World:
             return
         chosen = self.chance.choice(sorted(self.forgotten))
         tree = self.forgotten.pop(chosen)
-        with actor.open(client) as repository:
+        with actor.open(client) as repository, self.unless_keys_change(actor):
             try:
                 came = repositories.revive(repository, [chosen])
             except (SnapshotNotFound, RepositoryLocked):
@@ -148,7 +149,7 @@ class World:
             except RepositoryError as error:
                 # A blind client's writer or prune may be at work beside this one; then it stops, and has removed nothing needed.
                 self.story.append(f"{actor.name} stopped: {error}")
-                if not self.blind:
+                if not (self.blind or (isinstance(error, OldKeys) and self.changes)):
                     raise
                 return
         self.story.append(
@@ -157,6 +158,16 @@ class World:
         )
         self.removed += result.volumes_removed
         self.tidied += bool(result.plan.scattered and result.volumes_written)
+
+    @contextmanager
+    def unless_keys_change(self, actor: Actor) -> Iterator[None]:
+        """One who opened it before refuses, or says that what he wrote may not count."""
+        try:
+            yield
+        except OldKeys:
+            self.story.append(f"{actor.name} stopped: OldKeys")
+            if not self.changes:
+                raise
 
     def change_keys(self, actor: Actor, client: str) -> None:
         """Who can only back up needs a new key then."""
@@ -181,7 +192,8 @@ class World:
     read = 0
 
     def mount(self, actor: Actor, client: str) -> None:
-        """Reads a snapshot slowly; fails only if that is forgotten meanwhile."""
+        """Reads a snapshot slowly; fails only if that is forgotten meanwhile, or has been moved to volumes of newer keys."""
+        changes = self.changes
         with actor.open(client) as repository:
             shown = [s for s in repository.snapshots() if s.id in self.alive]
             if not shown:
@@ -191,7 +203,7 @@ class World:
             try:
                 found = read(repository, snapshot.record.root)
             except RepositoryError as error:
-                if snapshot.id in self.alive:
+                if snapshot.id in self.alive and changes == self.changes:
                     raise AssertionError(f"{actor.name}: {snapshot.short}: {error}") from error
                 return
             if snapshot.id in self.alive:
@@ -232,7 +244,12 @@ def one(home: Path, seed: int, *, blind: bool, only: bool = False, changes: bool
                         blind=far[who],
                     )
                 if changes and world.chance.random() < 0.7:
-                    simulation.start(f"keys {turn}", lambda actor: world.change_keys(actor, "a"))
+                    apart = blind and world.chance.random() < 0.5
+                    simulation.start(
+                        f"keys {turn}",
+                        lambda actor, apart=apart: world.change_keys(actor, "e" if apart else "a"),
+                        blind=apart,
+                    )
                 for at in range(world.chance.choice((1, 2))):
                     client = "c" if far["prune"] else "a"
                     simulation.start(
