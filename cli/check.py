@@ -14,7 +14,7 @@ from snapfs.cli.render import complain, count, document, line, named, out, size,
 from snapfs.repo.check.engine import check as run_check
 from snapfs.repo.check.findings import CheckResult
 from snapfs.repo.check.subset import parse as parse_subset
-from snapfs.repo.errors import Damaged, RolledBack
+from snapfs.repo.errors import Damaged, OldKeys, RolledBack
 
 
 @command()
@@ -30,7 +30,8 @@ def check(settings: Settings, read_data: bool, read_data_subset: str | None) -> 
     Without --read-data, this looks whether everything that the snapshots need is there; with it, whether every byte is what was
     written, which takes as long as reading the whole repository.  --read-data-subset divides that among several days: 1/7 to 7/7
     together read all, 5% or 2G some volumes by chance.  Damage is named with the files that it hits, and the exit code
-    is 20; where nothing is damaged, but snapshots that were here are gone, it is 25.
+    is 20; where nothing is damaged, but snapshots that were here are gone, it is 25; and 26 where what looks damaged to a
+    password of old keys may have been sealed with newer ones.
 
     \b
     Examples:
@@ -52,7 +53,9 @@ def check(settings: Settings, read_data: bool, read_data_subset: str | None) -> 
         _print(settings, result)
     if result.only_rolled_back:
         return RolledBack.exit_code
-    return 0 if result.ok else Damaged.exit_code
+    if result.ok:
+        return 0
+    return OldKeys.exit_code if result.newer_keys else Damaged.exit_code
 
 
 def _print(settings: Settings, result: CheckResult) -> None:
@@ -80,7 +83,9 @@ def _print(settings: Settings, result: CheckResult) -> None:
             f"damage found: {count(result.problem_count, 'problem')}, {count(result.affected_count, 'affected file')}"
         )
         out(
-            "The next backup stores what it still finds in the sources again, `snapfs repair volumes` saves what still opens; "
+            "What looks lost may have been sealed with newer keys meanwhile: check with a password that was made since."
+            if result.newer_keys
+            else "The next backup stores what it still finds in the sources again, `snapfs repair volumes` saves what still opens; "
             "the rest needs a copy of the repository."
         )
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import click
 
-from snapfs.cli import opening
+from snapfs.cli import opening, trust
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
 from snapfs.repo.errors import TargetError, UsageError
@@ -28,6 +28,7 @@ from snapfs.repo.select import Filter
 @click.option(
     "-t", "--target", type=BYTES, metavar="FILE", help="Write to this file instead of standard output."
 )
+@trust.option
 def dump(
     settings: Settings,
     snapshot: bytes,
@@ -35,6 +36,7 @@ def dump(
     wanted: Filter,
     archive: str | None,
     target: bytes | None,
+    untrusted: bool | None,
 ) -> None:
     """Print the content of a file in a snapshot, or a folder as a tar archive.
 
@@ -47,7 +49,7 @@ def dump(
     (spec,) = opening.adopt_repository(settings, snapshot) or [b""]
     progress = reporter(settings)
     with opening.open_repository(settings, progress) as repository:
-        _, _, root = opening.snapshot_at(repository, spec, wanted)
+        chosen, _, root = opening.snapshot_at(repository, spec, wanted)
         node = repository.trees.resolve(root, file)
         as_tar = archive is not None or not node.is_file
         if target is None and as_tar and sys.stdout.isatty():
@@ -55,9 +57,11 @@ def dump(
                 "an archive makes no sense on a terminal: give --target FILE, or pipe it to a program"
             )
         try:
+            if as_tar:
+                untrusted = trust.is_untrusted(untrusted, repository, chosen, progress)
             with _output(target) as output:
                 if as_tar:
-                    dump_tar(repository, node, file, output, progress)
+                    dump_tar(repository, node, file, output, progress, untrusted=bool(untrusted))
                 else:
                     for piece in dump_file(repository, node):
                         output.write(piece)

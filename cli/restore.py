@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from snapfs.cli import opening
+from snapfs.cli import opening, trust
 from snapfs.cli.options import BYTES, Settings, command, selection
 from snapfs.cli.progress import reporter
 from snapfs.cli.render import count, document, duration, out, size, text
@@ -18,14 +18,6 @@ from snapfs.repo.restore import restore as run_restore
 from snapfs.repo.select import Filter
 
 _FAILED, _DAMAGED = 1, 20
-_UNTRUSTED = (
-    "this repository was not made on this machine: setuid and setgid bits, devices and security attributes are left out; "
-    "if you trust all who write to it: --trusted"
-)
-_BACKUP_ONLY = (
-    "a machine that can only back up made this snapshot: setuid and setgid bits, devices and security attributes are left out; "
-    "if you trust that machine: --trusted"
-)
 
 
 @command()
@@ -58,11 +50,7 @@ _BACKUP_ONLY = (
     metavar="N",
     help="Leave out the first N folders of each path.",
 )
-@click.option(
-    "--untrusted/--trusted",
-    default=None,
-    help="No setuid bits, devices or security attributes (default: if this machine did not make the repository), or all.",
-)
+@trust.option
 def restore(settings: Settings, snapshot: bytes, wanted: Filter, target: bytes, **given: Any) -> int:
     """Copy files out of a snapshot, with everything that is kept of them.
 
@@ -99,11 +87,7 @@ def restore(settings: Settings, snapshot: bytes, wanted: Filter, target: bytes, 
             folder, _, name = path.rpartition(b"/")
             root = repository.trees.resolve(chosen.record.root, folder)
             selected["include"] = ["/" + _literal(name)]
-        if given["untrusted"] is None:
-            why = _UNTRUSTED if not repository.created_here else _BACKUP_ONLY if chosen.backup_only else None
-            given["untrusted"] = why is not None
-            if why is not None:
-                progress.notice(why)
+        given["untrusted"] = trust.is_untrusted(given["untrusted"], repository, chosen, progress)
         options = RestoreOptions(selection=Selection.build(**selected), overwrite=overwrite, **given)
         if not (settings.json or settings.quiet):
             out(

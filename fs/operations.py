@@ -20,6 +20,7 @@ from snapfs.fs.ahead import OpenFile, ReadAhead
 from snapfs.fs.answers import answering, unanswered
 from snapfs.fs.attributes import A_MOMENT, BLOCK, FOREVER, attributes, nothing
 from snapfs.fs.entry import Directory, Entry
+from snapfs.fs.giving import Giving
 from snapfs.fs.links import HeldLinks
 from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import View
@@ -47,6 +48,7 @@ class Snapfs(pyfuse3.Operations):
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, Directory] = {}
         self._read_ahead: ReadAhead | None = None
+        self._giving = Giving(view)
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._at_work = 0
 
@@ -193,7 +195,9 @@ class Snapfs(pyfuse3.Operations):
         if not entry.node.is_file:
             raise FUSEError(errno.EINVAL)
         handle = next(self._handles)
-        self._files[handle] = OpenFile(entry)
+        file = self._files[handle] = OpenFile(entry)
+        if self._giving.opened(handle, inode, entry) and self._read_ahead is not None:
+            self._read_ahead.was_read(file, 0, entry.node.size or 0, waited=False)
         return FileInfo(fh=handle, keep_cache=True)
 
     @answering
@@ -211,7 +215,10 @@ class Snapfs(pyfuse3.Operations):
     @unanswered
     async def release(self, fh: int) -> None:
         file = self._files.pop(fh, None)
-        if self._read_ahead is not None and file is not None:
+        if file is None:
+            return
+        self._giving.closed(fh)
+        if self._read_ahead is not None:
             self._read_ahead.closed(file)
 
     async def flush(self, fh: int) -> None:

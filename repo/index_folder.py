@@ -156,6 +156,18 @@ class IndexFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
+def retire(folder: str) -> None:
+    """Remove the index in this folder, which has no more use, unless a process has it open."""
+    away = f"{folder}.gone"
+    shutil.rmtree(away, ignore_errors=True)  # of one that was killed here
+    with contextlib.suppress(OSError):  # it is not there, or in use, or cannot be removed: then it stays
+        for name in os.listdir(os.path.join(folder, "open")):
+            with open(os.path.join(folder, "open", name), "rb") as marker:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(folder, away)  # at once: who opens it now begins anew
+        shutil.rmtree(away, ignore_errors=True)
+
+
 def survives(walk: Callable[[], None]) -> bool:
     """Whether a child process can do this and live: a broken page can end the process that touches it."""
     child = os.fork()

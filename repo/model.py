@@ -51,6 +51,11 @@ class NodeType(enum.IntEnum):
     SOCKET = 7
 
 
+DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
+UNPRIVILEGED_MODE = 0o1777
+"""Bits of a mode that lend nobody's rights."""
+PRIVILEGED_XATTRS = (b"security.", b"trusted.")
+"""Prefixes of extended attributes that may."""
 _FILE, _DIRECTORY = int(NodeType.FILE), int(NodeType.DIRECTORY)
 """Asked of every entry: members of an Enum are slow."""
 FORMATS: dict[int, int] = {

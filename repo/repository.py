@@ -21,6 +21,7 @@ from snapfs.repo.format import records
 from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.index import Index
+from snapfs.repo.index_folder import retire
 from snapfs.repo.inventory import synchronise
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import VolumeKind
@@ -100,9 +101,7 @@ class Repository:
             client = Client(os.path.join(state_dir, here), system, storage.real_path, keys.client)
         config, problem = open_config(storage, keys, bundle, repository)
         client.remember(slot=slot)
-        # One for each epoch: what a process with old keys has entered is not trusted by one with new keys.
-        folder = "index" if keys.epoch == 1 else f"index-{keys.epoch}"
-        index_folder = None if no_cache else os.path.join(cache_dir, here, folder)
+        index_folder = None if no_cache else os.path.join(cache_dir, here, _index_name(keys.epoch))
         opened = Repository(
             storage, config, keys, bundle, slot, client, index_folder, cache_bytes, progress, system
         )
@@ -143,6 +142,9 @@ class Repository:
     @cached_property
     def index(self) -> Index:
         index = Index(self._index_folder, self.keys.index_tag)
+        if self._index_folder is not None:
+            for epoch in range(1, self.keys.epoch):
+                retire(os.path.join(os.path.dirname(self._index_folder), _index_name(epoch)))
         self.__dict__["index"] = index  # synchronise() comes back here
         if not index.volumes():
             self.synchronise()
@@ -324,3 +326,8 @@ class Repository:
             return import_slot(storage, repository_id(storage), slot)
         finally:
             storage.close()
+
+
+def _index_name(epoch: int) -> str:
+    """Of a folder for each epoch: what a process with old keys has entered is not trusted by one with new keys."""
+    return "index" if epoch == 1 else f"index-{epoch}"

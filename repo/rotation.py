@@ -20,13 +20,15 @@ from snapfs.repo.format.keyslot import Cost
 from snapfs.repo.format.records import Bundle, KeyEntry
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.keys import Keys
-from snapfs.repo.model import VolumeKind
+from snapfs.repo.model import KiB, VolumeKind
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.quiet import Quiet
 from snapfs.repo.repository import Repository
 from snapfs.repo.slots import KeySlots
 from snapfs.repo.storage.locks import Lease
 
+_ROOM = 64 * KiB
+"""For events and the config, with blocks of 4 KiB."""
 _HEADS = 16
 """Heads that the key slots name, at most: only where the event that names them all is damaged are they looked for there."""
 
@@ -126,6 +128,11 @@ class _Rotation:
         self._costs = {name: slots.cost(name) for name in (slots.current, *kept)}
         listing = repository.volumes.listing().items()
         volumes = [name for name, (kind, _) in listing if self._is_trusted(kind, name)]
+        free, need = repository.storage.free(), _ROOM + 80 * len(volumes) + 16 * KiB * len(self._costs)
+        if free is not None and free < need:  # ended old keys without new ones let nobody write, prune neither
+            raise StorageError(
+                f"nothing was changed: the disk has {free // KiB:,} KiB free, and new keys need {need // KiB:,}: free some space"
+            )
         self._said, self._before = repository.events.close_epoch(volumes, self._host, self._user)
         state = repository.events.state()
         self._snapshots = {snapshot.id for snapshot in state.snapshots}

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -537,7 +538,12 @@ def test_a_repository_of_others_is_not_trusted(cli: Cli, monkeypatch: pytest.Mon
         said = [text for text in done.err.splitlines() if "not made on this machine" in text]
         assert all("--trusted" in text for text in said), done
         assert len(said) < 2, done
-        return stat.S_IMODE((cli.folder / target / "tool").stat().st_mode), bool(said)
+        mode = stat.S_IMODE((cli.folder / target / "tool").stat().st_mode)
+        archived = cli("dump", f"latest:{cli.source}", "/", "-t", f"{target}.tar", *args).ok()
+        with tarfile.open(cli.folder / f"{target}.tar") as archive:
+            assert archive.getmember("./tool").mode == mode
+        assert [text for text in archived.err.splitlines() if "--trusted" in text] == said
+        return mode, bool(said)
 
     assert restored("own") == (0o4755, False)
     assert restored("own, not trusted", "--untrusted") == (0o755, False)
@@ -548,6 +554,7 @@ def test_a_repository_of_others_is_not_trusted(cli: Cli, monkeypatch: pytest.Mon
     assert restored("new machine") == (0o755, True)
     assert restored("new machine, trusted", "--trusted") == (0o4755, False)
     monkeypatch.setenv("SNAPFS_RESTORE__UNTRUSTED", "0")
+    monkeypatch.setenv("SNAPFS_DUMP__UNTRUSTED", "0")
     assert restored("new machine, for good") == (0o4755, False)
 
 

@@ -1,5 +1,5 @@
-"""Backups, prunes, mounts, forget and undelete at once, killed and frozen, by seeds: no live snapshot loses a byte, no reader of
-one sees an error, a backup that nothing happened to commits, and what is dead is gone after two more prunes."""
+"""Backups, prunes, mounts, forget, undelete and changes of the keys at once, killed and frozen, by seeds: no live snapshot loses a
+byte, no reader of one sees an error, a backup that nothing happened to commits, and what is dead is gone after two more prunes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,11 +17,19 @@ import pytest
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.check.engine import check
-from snapfs.repo.errors import RepositoryError, RepositoryLocked, SnapshotNotFound, StorageError
+from snapfs.repo.errors import (
+    OldKeys,
+    RepositoryError,
+    RepositoryLocked,
+    SnapshotNotFound,
+    StorageError,
+    WrongPassword,
+)
 from snapfs.repo.model import KiB
 from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.repository import Repository
+from snapfs.repo.rotation import rotate
 from snapfs.repo.system import System
 from support import repositories, same
 from support.scene import folder
@@ -35,6 +44,8 @@ TIDY = Scatter(0.05, least=0)
 NONE = PruneOptions(unused=Unused(bytes=0), scatter=TIDY)
 ANY = PruneOptions(unused=Unused(), scatter=TIDY)
 """Rewrites only what is small or scattered."""
+BACKUP_ONLY = {"only a": b"of a", "only b": b"of b"}
+"""Passwords of clients that can only back up."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +57,14 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 def home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="snapfs-test-", dir=folder()) as made:
         repositories.create(Path(made) / "new", volume_size=320 * KiB, chunks=CHUNKS)
+        with repositories.open_(Path(made) / "new") as repository:
+            grant(repository)
         yield Path(made)
+
+
+def grant(repository: Repository) -> None:
+    for password in BACKUP_ONLY.values():
+        repository.add_backup_only_key(password, "host", cost=repositories.CHEAP)
 
 
 class World:
@@ -73,16 +91,22 @@ class World:
 
     def backup(self, actor: Actor, client: str, source: Path) -> None:
         tree = same.on_disk(source)
-        with actor.open(client) as repository:
-            options = BackupOptions((os.fsencode(source),), host=b"host", user=b"user")
-            try:
+        password = BACKUP_ONLY.get(client, repositories.PASSWORD)
+        try:
+            with actor.open(client, password, backing_up=True) as repository:
+                options = BackupOptions((os.fsencode(source),), host=b"host", user=b"user")
                 made = backup(repository, options, Watch()).snapshot
-            except StorageError:
-                # One that was frozen for more than a day, on a machine whose locks are not seen, may refuse.
-                self.story.append(f"{actor.name} refused")
-                if not actor.blind:
-                    raise
-                return
+        except StorageError:
+            # One that was frozen for more than a day, on a machine whose locks are not seen, may refuse.
+            self.story.append(f"{actor.name} refused")
+            if not actor.blind:
+                raise
+            return
+        except (OldKeys, WrongPassword) as error:
+            self.story.append(f"{actor.name} stopped: {type(error).__name__}")
+            if not self.changes or (isinstance(error, WrongPassword) and client not in BACKUP_ONLY):
+                raise
+            return
         assert made is not None
         self.alive[made.id] = tree
         self.story.append(f"{actor.name} saved {made.short}")
@@ -92,7 +116,7 @@ class World:
             return
         chosen = self.chance.choice(sorted(self.alive))
         self.forgotten[chosen] = self.alive.pop(chosen)
-        with actor.open(client) as repository:
+        with actor.open(client) as repository, self.unless_keys_change(actor):
             repository.events.forget([chosen])
         self.story.append(f"{actor.name} forgot {chosen.hex()[:8]}")
 
@@ -101,7 +125,7 @@ class World:
             return
         chosen = self.chance.choice(sorted(self.forgotten))
         tree = self.forgotten.pop(chosen)
-        with actor.open(client) as repository:
+        with actor.open(client) as repository, self.unless_keys_change(actor):
             try:
                 came = repositories.revive(repository, [chosen])
             except (SnapshotNotFound, RepositoryLocked):
@@ -125,7 +149,7 @@ class World:
             except RepositoryError as error:
                 # A blind client's writer or prune may be at work beside this one; then it stops, and has removed nothing needed.
                 self.story.append(f"{actor.name} stopped: {error}")
-                if not self.blind:
+                if not (self.blind or (isinstance(error, OldKeys) and self.changes)):
                     raise
                 return
         self.story.append(
@@ -135,7 +159,31 @@ class World:
         self.removed += result.volumes_removed
         self.tidied += bool(result.plan.scattered and result.volumes_written)
 
+    @contextmanager
+    def unless_keys_change(self, actor: Actor) -> Iterator[None]:
+        """One who opened it before refuses, or says that what he wrote may not count."""
+        try:
+            yield
+        except OldKeys:
+            self.story.append(f"{actor.name} stopped: OldKeys")
+            if not self.changes:
+                raise
+
+    def change_keys(self, actor: Actor, client: str) -> None:
+        """Who can only back up needs a new key then."""
+        self.changes += 1  # tried: one that is killed may have ended the old keys
+        with actor.open(client, newest=True) as repository:
+            try:
+                done = rotate(repository, repositories.PASSWORD, {})
+            except (RepositoryLocked, OldKeys) as error:
+                self.story.append(f"{actor.name} stopped: {type(error).__name__}")
+                return
+        self.story.append(f"{actor.name}: epoch {done.epoch}")
+        self.changed += 1
+
     blind = False
+    changes = 0
+    changed = 0
     removed = 0
     planned = 0
     """Prunes that set out to put together what lies scattered."""
@@ -144,7 +192,8 @@ class World:
     read = 0
 
     def mount(self, actor: Actor, client: str) -> None:
-        """Reads a snapshot slowly; fails only if that is forgotten meanwhile."""
+        """Reads a snapshot slowly; fails only if that is forgotten meanwhile, or has been moved to volumes of newer keys."""
+        changes = self.changes
         with actor.open(client) as repository:
             shown = [s for s in repository.snapshots() if s.id in self.alive]
             if not shown:
@@ -154,7 +203,7 @@ class World:
             try:
                 found = read(repository, snapshot.record.root)
             except RepositoryError as error:
-                if snapshot.id in self.alive:
+                if snapshot.id in self.alive and changes == self.changes:
                     raise AssertionError(f"{actor.name}: {snapshot.short}: {error}") from error
                 return
             if snapshot.id in self.alive:
@@ -170,7 +219,8 @@ def read(repository: Repository, root: object) -> set[str | None]:
     return contents(same.in_snapshot(repository, root))  # type: ignore[arg-type]
 
 
-def one(home: Path, seed: int, *, blind: bool) -> World:
+def one(home: Path, seed: int, *, blind: bool, only: bool = False, changes: bool = False) -> World:
+    """`only`: some machines can only back up; `changes`: the keys are changed in between."""
     place = home / f"{seed}"
     shutil.copytree(home / "new", place)
     world = World(place, seed)
@@ -178,16 +228,28 @@ def one(home: Path, seed: int, *, blind: bool) -> World:
         world.blind = blind
         with Simulation(place, world.chance, world.story.append) as simulation:
             for turn in range(world.chance.choice((2, 3))):
+                if world.changed:
+                    with open_plainly(place, "a") as repository:
+                        grant(repository)
                 for who in ("a", "b"):
                     source = place / f"source {who}"
                     world.write(source)
                 # Those of another machine are clients of their own.
                 far = {who: blind and world.chance.random() < 0.5 for who in ("a", "b", "prune")}
                 for who in ("a", "b"):
-                    name = f"backup {who}{turn}"
+                    client = f"only {who}" if only and world.chance.random() < 0.7 else who
                     simulation.start(
-                        name, lambda actor, who=who: world.backup(actor, who, place / f"source {who}"), blind=far[who]
-                    )  # fmt: skip
+                        f"backup {client} {turn}",
+                        lambda actor, client=client, who=who: world.backup(actor, client, place / f"source {who}"),
+                        blind=far[who],
+                    )
+                if changes and world.chance.random() < 0.7:
+                    apart = blind and world.chance.random() < 0.5
+                    simulation.start(
+                        f"keys {turn}",
+                        lambda actor, apart=apart: world.change_keys(actor, "e" if apart else "a"),
+                        blind=apart,
+                    )
                 for at in range(world.chance.choice((1, 2))):
                     client = "c" if far["prune"] else "a"
                     simulation.start(
@@ -250,3 +312,22 @@ def test_machines_that_do_not_see_each_others_locks(home: Path, rounds: Rounds) 
     for seed in rounds.seeds(80):
         removed += one(home, seed, blind=True).removed
     assert removed
+
+
+def test_some_that_can_only_back_up(home: Path, rounds: Rounds) -> None:
+    removed = reads = 0
+    for seed in rounds.seeds(40):
+        world = one(home, seed, blind=seed % 2 == 0, only=True)
+        removed += world.removed
+        reads += world.read
+    assert removed and reads
+
+
+def test_the_keys_are_changed_meanwhile(home: Path, rounds: Rounds) -> None:
+    changed = removed = reads = 0
+    for seed in rounds.seeds(40):
+        world = one(home, seed, blind=seed % 2 == 0, only=True, changes=True)
+        changed += world.changed
+        removed += world.removed
+        reads += world.read
+    assert changed and removed and reads

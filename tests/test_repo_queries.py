@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
@@ -403,6 +404,32 @@ def test_the_root_of_a_snapshot_and_a_single_file(odd: tuple[Repository, Node, P
         assert [(m.name, m.size) for m in opened] == [("sizes/65537", 65537)]
     with pytest.raises(UsageError):
         dump_tar(repository, repository.trees.resolve(top, b"special/socket"), b"s", io.BytesIO())
+
+
+def test_an_untrusted_archive_lends_no_rights(odd: tuple[Repository, Node, Path], archive: Path) -> None:
+    """All else is as in one that is trusted."""
+    repository, top, _ = odd
+    out = io.BytesIO()
+    dump_tar(repository, top, b"/top", out, untrusted=True)
+
+    def members(of: BinaryIO) -> dict[str, tuple[Any, ...]]:
+        with tarfile.open(fileobj=of, errors="surrogateescape") as opened:
+            return {m.name: (m.type, m.mode, m.size, m.mtime, m.linkname, m.pax_headers) for m in opened}
+
+    out.seek(0)
+    found = members(out)
+    with open(archive, "rb") as f:
+        whole = members(f)
+    lent = 0
+    for name, (kind, mode, *rest, words) in whole.items():
+        if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+            lent += 1
+            continue
+        kept = {k: v for k, v in words.items() if not k.startswith(("SCHILY.xattr.security.", "SCHILY.xattr.trusted."))}
+        lent += (mode & 0o6000 != 0) + (kept != words)
+        assert found.pop(name) == (kind, mode & 0o1777, *rest, kept), name
+    assert not found
+    assert lent >= 2
 
 
 @given(

@@ -33,6 +33,7 @@ from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.prune.plan import Unused
 from snapfs.repo.repository import Repository
 from snapfs.repo.rotation import rotate
+from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.system import System
 from snapfs.repo.undelete import undelete
 from support import repositories as repos
@@ -671,15 +672,31 @@ def test_slots_that_come_or_go_meanwhile(
     assert shown(tmp_path, NEW) == [taken]
 
 
-def test_the_cache_of_earlier_keys_is_not_backed_up(tmp_path: Path, taken: bytes) -> None:
-    change_keys(tmp_path)
+def test_an_all_but_full_disk_is_said_before_the_old_keys_end(
+    tmp_path: Path, taken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = slots(tmp_path)
+    monkeypatch.setattr(LocalStorage, "free", lambda self: 40_000)
+    with pytest.raises(StorageError, match=r"nothing was changed: the disk has 39 KiB free"):
+        change_keys(tmp_path)
+    assert slots(tmp_path) == before
+    monkeypatch.undo()
     back_up(tmp_path)
-    with repos.open_(tmp_path) as repository:
-        folder = repository.cache_folder
-    assert folder is not None
-    indexes = {path.parent.name for path in (tmp_path / "cache").rglob("*.mdb")} | set(os.listdir(folder))
-    assert {"index", "index-2"} <= indexes
-    assert Path(folder).parent == tmp_path / "cache"
+    assert change_keys(tmp_path).epoch == 2
+
+
+def test_the_cache_of_earlier_keys_is_not_backed_up(tmp_path: Path, taken: bytes) -> None:
+    with repos.open_(tmp_path) as before:
+        assert before.index.volumes()
+        change_keys(tmp_path)
+        back_up(tmp_path)
+        with repos.open_(tmp_path) as repository:
+            folder = repository.cache_folder
+        assert folder is not None
+        assert {"index", "index-2"} <= set(os.listdir(folder)), "one is in use"
+        assert Path(folder).parent == tmp_path / "cache"
+    back_up(tmp_path)
+    assert os.listdir(folder) == ["index-2"], "of no more use"
 
 
 def test_a_closed_repository_takes_nothing_for_damage(tmp_path: Path, taken: bytes) -> None:

@@ -13,10 +13,9 @@ from functools import cache
 from snapfs.repo.backup._reading import Status
 from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
-from snapfs.repo.model import TYPES, Extent, Holes, Kind, Node, NodeType, Xattr
+from snapfs.repo.model import DEVICES, TYPES, Extent, Holes, Kind, Node, NodeType, Xattr
 from snapfs.repo.page_writer import Put
 
-_DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -81,7 +80,7 @@ def make_node(name: bytes, st: os.stat_result | Status, *, with_atime: bool = Fa
               changed: int = 0) -> Node:  # fmt: skip
     """A Node with all that lstat tells, and the content or target that the caller has read."""
     kind = TYPES[stat.S_IFMT(st.st_mode)]
-    device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in _DEVICES else None
+    device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in DEVICES else None
     return Node(
         name, kind, stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, user_name(st.st_uid), group_name(st.st_gid),
         st.st_mtime_ns, st.st_ctime_ns, size, data, blobs, root, device, xattrs, link, holes, None, changed,

@@ -195,10 +195,10 @@ class _Check:
         prints: dict[bytes, int] = {}
         sound: set[bytes] = set()
         damaged: set[bytes] = set()
-        newer = 0
+        result.newer_keys = 0
         for report in reports:
             if report.newer and self._closed:
-                newer += 1
+                result.newer_keys += 1
                 continue
             self._count(report)
             if (
@@ -206,8 +206,8 @@ class _Check:
             ):  # a damaged one may be another's bytes, which the index must know
                 prints[report.name] = report.fingerprint
             (damaged if report.problems else sound).add(report.name)
-        if newer:
-            result.notes.append(f"{newer} volumes are sealed with newer keys, and were not looked at")
+        if result.newer_keys:
+            result.notes.append(f"{result.newer_keys} volumes are sealed with newer keys, and were not looked at")
         known = beside.fingerprints()
         wrong = any(known.get(name) != value for name, value in prints.items())
         if wrong:

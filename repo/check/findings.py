@@ -36,6 +36,8 @@ class CheckResult:
     """What is no damage: leftovers, volumes that nothing needs, an index that was corrected."""
     missing_events: int = 0
     """Problems that are events which were here and are gone: a rollback."""
+    newer_keys: int = 0
+    """Volumes that newer keys sealed, which took the place of those in use: what looks lost may have been moved there."""
     snapshots: int = 0
     volumes: int = 0
     blobs: int = 0

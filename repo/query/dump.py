@@ -12,10 +12,21 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
+from msgspec.structs import replace
+
 from snapfs.repo.content import Span
 from snapfs.repo.errors import Damaged, UsageError
 from snapfs.repo.marks import FirstComers
-from snapfs.repo.model import BlobId, Kind, MiB, Node, NodeType
+from snapfs.repo.model import (
+    DEVICES,
+    PRIVILEGED_XATTRS,
+    UNPRIVILEGED_MODE,
+    BlobId,
+    Kind,
+    MiB,
+    Node,
+    NodeType,
+)
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.query import tar
 from snapfs.repo.restore.ahead import Ahead
@@ -48,9 +59,16 @@ def dump_file(repository: Repository, node: Node) -> Iterator[bytes]:
 
 
 def dump_tar(
-    repository: Repository, node: Node, path: bytes, out: BinaryIO, progress: Progress = SILENT
+    repository: Repository,
+    node: Node,
+    path: bytes,
+    out: BinaryIO,
+    progress: Progress = SILENT,
+    *,
+    untrusted: bool = False,
 ) -> None:
     """Write `node` (of any type but socket) and everything below it as a tar archive; names begin with `path`, less its slashes.
+    `untrusted`: without setuid and setgid bits, devices, and attributes that lend rights.
 
     Raises as dump_file; the archive is then cut off, without its end mark.
     """
@@ -67,10 +85,16 @@ def dump_tar(
                     f"{name.decode('utf-8', 'backslashreplace')}: a socket, left out: tar has none"
                 )
                 continue
+            xattrs = repository.contents.xattrs(entry)
+            if untrusted:
+                if entry.type in DEVICES:
+                    continue
+                entry = replace(entry, mode=entry.mode & UNPRIVILEGED_MODE)
+                xattrs = (pair for pair in xattrs if not pair[0].startswith(PRIVILEGED_XATTRS))
             first = None
             if entry.link is not None and not entry.is_dir:
                 first = links.first(b"%d %d" % entry.link, name)
-            out.write(tar.header(entry, name, repository.contents.xattrs(entry), first))
+            out.write(tar.header(entry, name, xattrs, first))
             if entry.is_file and first is None:
                 for piece in _content(repository, entry, ahead):
                     out.write(piece)

@@ -13,14 +13,13 @@ import stat
 from dataclasses import dataclass
 from enum import Enum
 
-from snapfs.repo.model import FORMATS, Node, NodeType
+from snapfs.repo.model import DEVICES, FORMATS, Node, NodeType
 from snapfs.repo.restore.filling import Filling
 from snapfs.repo.restore.folders import Chain, Folder, look, remove, temporary_name
 from snapfs.repo.restore.metadata import ACL_ACCESS, Metadata, Warn, drop_inherited, strerror
 from snapfs.repo.restore.options import Overwrite, RestoreOptions
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-DEVICES = (NodeType.CHARACTER, NodeType.BLOCK)
 
 
 class Outcome(Enum):

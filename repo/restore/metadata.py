@@ -18,11 +18,10 @@ from functools import lru_cache, partial
 
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import RepositoryError
-from snapfs.repo.model import FORMATS, Node, NodeType
+from snapfs.repo.model import FORMATS, PRIVILEGED_XATTRS, UNPRIVILEGED_MODE, Node, NodeType
 from snapfs.repo.restore.folders import by_descriptor
 
 ACL_ACCESS, ACL_DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
-_PRIVILEGED = (b"security.", b"trusted.")
 _OURS = (b"user.", ACL_ACCESS, ACL_DEFAULT, b"security.capability", b"trusted.")
 """Attributes of an entry that was there before which go if the snapshot has none of that name."""
 _UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
@@ -124,7 +123,7 @@ class Metadata:
 
     def _own(self, chown: Callable[[int, int], None], node: Node, path: bytes) -> int:
         """Set the owner; returns the bits of the mode that may be set now."""
-        kept = 0o1777 if self._untrusted else 0o7777
+        kept = UNPRIVILEGED_MODE if self._untrusted else 0o7777
         uid, gid = node.uid, node.gid
         if self._by_name:
             user = None if node.user is None else _user_number(node.user)
@@ -136,7 +135,7 @@ class Metadata:
         except (OSError, OverflowError) as error:
             if not isinstance(error, OSError) or error.errno not in _UNSUPPORTED:
                 self._warn(path, f"owner not restored: {strerror(error)}")
-                return kept & 0o1777
+                return kept & UNPRIVILEGED_MODE
         if self._user == 0 and not self._said_unowned:
             self._said_unowned = True
             self._unowned()
@@ -159,7 +158,7 @@ class Metadata:
                 if pair is None:
                     return
                 name, value = pair
-                if not (self._untrusted and name.startswith(_PRIVILEGED)):
+                if not (self._untrusted and name.startswith(PRIVILEGED_XATTRS)):
                     os.setxattr(where, name, value)
             except RepositoryError as error:
                 self._warn(path, f"extended attributes lost: {error}")

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 
 from snapfs.repo.errors import SnapfsError
-from snapfs.repo.model import KiB, MiB, Node
+from snapfs.repo.model import UNPRIVILEGED_MODE, KiB, MiB, Node
 from snapfs.repo.restore._making import make_files
 from snapfs.repo.restore.ahead import Ahead
 from snapfs.repo.restore.folders import Folder
@@ -55,7 +55,7 @@ class SmallFiles:
         self._done = done
         self._again = again
         self._enabled = not (options.dry_run or options.ownership_by_name)
-        self._bits = 0o1777 if options.untrusted else 0o7777
+        self._bits = UNPRIVILEGED_MODE if options.untrusted else 0o7777
         self._open: _Batch | None = None
         self._of: Folder | None = None
         """Whose files the open batch holds."""

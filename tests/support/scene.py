@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ VERBS = (
     "init",
     "first backup",
     "backup",
+    "backup only",
     "forget",
     "policy",
     "undelete",
@@ -51,9 +53,12 @@ VERBS = (
     "prune",
 )
 FORGETS = re.compile("what this machine has seen of the repository is (not remembered|unknown)")
-COMMANDS = {"first backup": "backup", "policy": "forget"}
-"""Verbs that are another command's."""
-PASSWORD, OTHER, NEW = b"first", b"second", b"third"
+COMMANDS = {"first backup": "backup", "backup only": "backup", "policy": "forget"}
+"""Verbs that are another command's.  "backup only": by a machine that can do nothing else, beside its whole key's user."""
+BACKUPS = ("first backup", "backup", "backup only")
+STATES = {"first backup": "bare", "backup only": "only", "prune": "aged"}
+"""What there is before a command, where it is not what there is before the others."""
+PASSWORD, OTHER, NEW, ONLY = b"first", b"second", b"third", b"fourth"
 _TREE = {
     b"big": File(noise(300_000, 1)),
     b"kept": File(noise(100_000, 2)),
@@ -94,12 +99,17 @@ class Scene:
             self._client = repository.client.id
         self._run("forget", "--yes", self.gone.hex())
         self.committed = {self.oldest: before, self.kept: before}
+        self.save()
+        self._run("key", "add", "--backup-only", socket.gethostname(), SNAPFS_NEW_PASSWORD=ONLY.decode())
+        self.only = {self._backed_up(SNAPFS_PASSWORD=ONLY.decode()): before}
+        """By the machine that can do nothing else."""
+        self.save("only")
+        self.reset("")
         make(self.source, _LATER)
         (self.source / "small/a").unlink()
         self.now = same.on_disk(self.source)
         self.aged: dict[bytes, same.Tree] = {}
         """What prune finds besides."""
-        self.save()
         self._age()
         self.reset("")
 
@@ -109,6 +119,11 @@ class Scene:
     def _run(self, *args: str | Path, **env: str) -> None:
         done = self.commands.run(*args, **env)
         assert done.code == 0, done
+
+    def _backed_up(self, **env: str) -> bytes:
+        done = self.commands.run("backup", "--json", self.source, **env)
+        assert done.code == 0, done
+        return bytes.fromhex(json.loads(done.out.splitlines()[-1])["snapshot_id"])
 
     def _again(self, *args: str | Path, **env: str) -> Done:
         return self.commands.run(*args, SNAPFS_REPOSITORY=str(self.place), **env)
@@ -128,15 +143,13 @@ class Scene:
             if not names:
                 os.utime(self.source, ns=(time, time))
             tree = same.on_disk(self.source)
-            done = self.commands.run("backup", "--json", self.source)
-            assert done.code == 0, done
-            made = json.loads(done.out.splitlines()[-1])["snapshot_id"]
+            made = self._backed_up()
             if names and names[0].startswith("gone"):
-                gone.append(made)
+                gone.append(made.hex())
             else:
-                self.aged[bytes.fromhex(made)] = tree
+                self.aged[made] = tree
             if not names:
-                self.later = bytes.fromhex(made)
+                self.later = made
             for name in names:
                 (self.source / name).unlink()
         os.utime(self.source, ns=(time, time))
@@ -158,7 +171,7 @@ class Scene:
                     shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(
                         entry.path
                     )
-                saved = self._saved / {"first backup": "bare", "prune": "aged"}.get(verb, "") / part
+                saved = self._saved / STATES.get(verb, "") / part
                 if saved.is_dir():
                     shutil.copytree(saved, place, dirs_exist_ok=True)
 
@@ -181,9 +194,9 @@ class Scene:
         return [*name.split(), *(more.get(verb) or more.get(name, []))]
 
     def run(self, verb: str, fault: Fault = NO_FAULT, log: Path | None = None, **more: Any) -> Done:
-        done = self.commands.run(
-            *self.args(verb), fault=fault, log=log, SNAPFS_REPOSITORY=str(self.place), **more
-        )
+        password = (ONLY if verb == "backup only" else PASSWORD).decode()
+        env = {"SNAPFS_REPOSITORY": str(self.place), "SNAPFS_PASSWORD": password, **more}
+        done = self.commands.run(*self.args(verb), fault=fault, log=log, **env)
         self.said = done.err
         return done
 
@@ -211,6 +224,8 @@ class Scene:
         must = dict(self.committed) if verb != "first backup" else {}
         if verb == "prune":
             must |= self.aged
+        if verb == "backup only":
+            must |= self.only
         forgets = verb in ("forget", "policy")
         if forgets and code == 0:
             del must[self.oldest]
@@ -223,7 +238,7 @@ class Scene:
                 "this machine forgot who it is"
             )
             # A command does without its state file, and only forgets what it has seen; that it has to say.
-            if code == 0 and not remembered >= {head.name for head in repository.events.load().heads}:
+            if code == 0 and verb != "backup only" and not remembered >= {head.name for head in repository.events.load().heads}:
                 assert FORGETS.search(self.said), "heads are forgotten, and nobody was told"
             shown = {s.id: s for s in repository.snapshots()}
             assert must.keys() - may_go <= shown.keys(), "a committed snapshot is gone"
@@ -233,10 +248,10 @@ class Scene:
                 - must.keys()
                 - ({self.gone} if verb == "undelete" else set())
             )
-            assert not new or verb.endswith("backup"), "something is shown that was never made"
-            assert new or code or not verb.endswith("backup"), "a snapshot that was said to be saved is gone"
+            assert not new or verb in BACKUPS, "something is shown that was never made"
+            assert new or code or verb not in BACKUPS, "a snapshot that was said to be saved is gone"
             for key, snapshot in shown.items():
-                known = {self.gone: self.committed[self.oldest], **self.aged, **self.committed}
+                known = {self.gone: self.committed[self.oldest], **self.aged, **self.only, **self.committed}
                 source = known.get(key, self.now)
                 found = same.differences(source, self.read(repository, snapshot))
                 assert found == [], found
@@ -290,7 +305,7 @@ class Scene:
             self._sound_init(code)
             return
         self.whole(verb, code)
-        password = self._password(verb, code).decode()
+        password = (ONLY if verb == "backup only" else self._password(verb, code)).decode()
         again = self._again(*self.args(verb), SNAPFS_PASSWORD=password)
         # What was done already is refused, in plain words.
         refused = {

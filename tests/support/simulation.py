@@ -87,12 +87,12 @@ class Actor:
         boot = b"another machine" if self.blind else b"this machine"
         return System(now=lambda: 1_700_000_000 * 10**9 + world.time, uptime=lambda: world.time, boot_id=boot)
 
-    def open(self, client: str) -> Repository:
+    def open(self, client: str, password: bytes = repositories.PASSWORD, **options: Any) -> Repository:
         """As a process of this client."""
         folder = self._world.folder
         return Repository.open(
-            str(folder / "repository"), repositories.PASSWORD, cache_dir=str(folder / client / "cache"),
-            state_dir=str(folder / client / "state"), system=self.system(),
+            str(folder / "repository"), password, cache_dir=str(folder / client / "cache"),
+            state_dir=str(folder / client / "state"), system=self.system(), **options,
         )  # fmt: skip
 
 
