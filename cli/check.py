@@ -85,8 +85,8 @@ def _print(settings: Settings, result: CheckResult) -> None:
         out(
             "What looks lost may have been sealed with newer keys meanwhile: check with a password that was made since."
             if result.newer_keys
-            else "The next backup stores what it still finds in the sources again, `snapfs repair volumes` saves what still opens; "
-            "the rest needs a copy of the repository."
+            else "The next backup stores what it still finds in the sources again, `snapfs repair volumes` saves what still "
+            "opens; the rest needs a copy of the repository."
         )
 
 

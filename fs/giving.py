@@ -24,9 +24,7 @@ _SMALL = 64 * KiB
 class Giving:
     """Belongs to the event loop.  `store`: (inode, offset, bytes); may raise OSError."""
 
-    def __init__(
-        self, view: View, store: Callable[[int, int, bytes], None] = pyfuse3.notify_store
-    ) -> None:
+    def __init__(self, view: View, store: Callable[[int, int, bytes], None] = pyfuse3.notify_store) -> None:
         self._view = view
         self._store = store
         self._inodes: dict[int, int] = {}

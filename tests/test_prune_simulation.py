@@ -1,5 +1,6 @@
-"""Backups, prunes, mounts, forget, undelete and changes of the keys at once, killed and frozen, by seeds: no live snapshot loses a
-byte, no reader of one sees an error, a backup that nothing happened to commits, and what is dead is gone after two more prunes."""
+"""Backups, prunes, mounts, forget, undelete and changes of the keys at once, killed and frozen, by seeds: no live snapshot
+loses a byte, no reader of one sees an error, a backup that nothing happened to commits, and what is dead is gone after two more
+prunes."""
 
 from __future__ import annotations
 
@@ -240,7 +241,9 @@ def one(home: Path, seed: int, *, blind: bool, only: bool = False, changes: bool
                     client = f"only {who}" if only and world.chance.random() < 0.7 else who
                     simulation.start(
                         f"backup {client} {turn}",
-                        lambda actor, client=client, who=who: world.backup(actor, client, place / f"source {who}"),
+                        lambda actor, client=client, who=who: world.backup(
+                            actor, client, place / f"source {who}"
+                        ),
                         blind=far[who],
                     )
                 if changes and world.chance.random() < 0.7:
@@ -320,7 +323,8 @@ def test_some_that_can_only_back_up(home: Path, rounds: Rounds) -> None:
         world = one(home, seed, blind=seed % 2 == 0, only=True)
         removed += world.removed
         reads += world.read
-    assert removed and reads
+    assert removed
+    assert reads
 
 
 def test_the_keys_are_changed_meanwhile(home: Path, rounds: Rounds) -> None:
@@ -330,4 +334,6 @@ def test_the_keys_are_changed_meanwhile(home: Path, rounds: Rounds) -> None:
         changed += world.changed
         removed += world.removed
         reads += world.read
-    assert changed and removed and reads
+    assert changed
+    assert removed
+    assert reads

@@ -425,7 +425,11 @@ def test_an_untrusted_archive_lends_no_rights(odd: tuple[Repository, Node, Path]
         if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
             lent += 1
             continue
-        kept = {k: v for k, v in words.items() if not k.startswith(("SCHILY.xattr.security.", "SCHILY.xattr.trusted."))}
+        kept = {
+            k: v
+            for k, v in words.items()
+            if not k.startswith(("SCHILY.xattr.security.", "SCHILY.xattr.trusted."))
+        }
         lent += (mode & 0o6000 != 0) + (kept != words)
         assert found.pop(name) == (kind, mode & 0o1777, *rest, kept), name
     assert not found

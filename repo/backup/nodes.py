@@ -13,7 +13,7 @@ from functools import cache
 from snapfs.repo.backup._reading import Status
 from snapfs.repo.errors import SourceError
 from snapfs.repo.format import labels as L
-from snapfs.repo.model import DEVICES, TYPES, Extent, Holes, Kind, Node, NodeType, Xattr
+from snapfs.repo.model import DEVICES, TYPES, Extent, Holes, Kind, Node, Xattr
 from snapfs.repo.page_writer import Put
 
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)

@@ -207,7 +207,9 @@ class _Check:
                 prints[report.name] = report.fingerprint
             (damaged if report.problems else sound).add(report.name)
         if result.newer_keys:
-            result.notes.append(f"{result.newer_keys} volumes are sealed with newer keys, and were not looked at")
+            result.notes.append(
+                f"{result.newer_keys} volumes are sealed with newer keys, and were not looked at"
+            )
         known = beside.fingerprints()
         wrong = any(known.get(name) != value for name, value in prints.items())
         if wrong:

@@ -238,7 +238,11 @@ class Scene:
                 "this machine forgot who it is"
             )
             # A command does without its state file, and only forgets what it has seen; that it has to say.
-            if code == 0 and verb != "backup only" and not remembered >= {head.name for head in repository.events.load().heads}:
+            if (
+                code == 0
+                and verb != "backup only"
+                and not remembered >= {head.name for head in repository.events.load().heads}
+            ):
                 assert FORGETS.search(self.said), "heads are forgotten, and nobody was told"
             shown = {s.id: s for s in repository.snapshots()}
             assert must.keys() - may_go <= shown.keys(), "a committed snapshot is gone"
