@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from snapfs.repo.backup.engine import backup
+from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.errors import OldKeys, UsageError, WrongPassword
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import records
@@ -83,6 +85,15 @@ def test_one_that_a_killed_change_left_there_says_so(tmp_path: Path, source: Pat
     assert (tmp_path / "repository/keys" / machine.slot).exists()
     with pytest.raises(OldKeys, match="may not count"):
         machine.snapshot(source)
+
+
+def test_one_that_was_open_already_says_so(tmp_path: Path, source: Path) -> None:
+    machine = Machine(tmp_path)
+    with machine.open() as repository:
+        change_keys(tmp_path)
+        options = BackupOptions((os.fsencode(source),), host=b"web1", user=b"user")
+        with pytest.raises(OldKeys, match="may not count"):
+            backup(repository, options)
 
 
 def test_it_is_not_taken_over_with_its_password(tmp_path: Path, source: Path) -> None:

@@ -94,6 +94,17 @@ def test_an_object_is_seen_whole_or_not_at_all(storage: LocalStorage) -> None:
     assert storage.read(NAME) == b"onetwothree", "discard after publish does nothing"
 
 
+def test_what_takes_the_place_of_the_config_is_read(storage: LocalStorage) -> None:
+    """By one who has read the one before: it is kept open by no descriptor."""
+    for data in (b"first", b"second"):
+        storage.put("config", data)
+        assert storage.read("config") == data
+        other = LocalStorage(storage.path(""))
+        other.put("config", data[::-1])
+        assert storage.read("config") == data[::-1]
+        other.close()
+
+
 def test_two_at_once_make_the_folder_of_unfinished_objects_again(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

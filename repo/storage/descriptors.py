@@ -8,11 +8,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
+from snapfs.repo.storage.base import hash_in
+
 _LIMIT = 64
 
 
 class Descriptors:
-    """At most 64, those used last.  For any thread."""
+    """At most 64, those used last, of names that stand for their content: what has another (the config) may be replaced, and a
+    descriptor would go on showing what was there before.  For any thread."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, int] = OrderedDict()
@@ -31,7 +34,10 @@ class Descriptors:
         try:
             yield fd
         finally:
-            self._give_back(name, fd)
+            if hash_in(name) is None:
+                os.close(fd)
+            else:
+                self._give_back(name, fd)
 
     def drop(self, names: Iterable[str]) -> None:
         """Close what is open of these: else their room is not free when they are removed."""
