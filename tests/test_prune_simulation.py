@@ -19,7 +19,6 @@ from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.check.engine import check
 from snapfs.repo.errors import (
-    Damaged,
     OldKeys,
     RepositoryError,
     RepositoryLocked,
@@ -276,8 +275,6 @@ def one(home: Path, seed: int, *, blind: bool, only: bool = False, changes: bool
 
 def afterwards(world: World, time: int) -> None:
     """Two more prunes, a day apart: everything that lives is whole, everything dead is gone."""
-    if world.blind:
-        forget_half_revived(world)
     for turn in (1, 2):
         system = System(uptime=lambda turn=turn: time + turn * 30 * HOUR, boot_id=b"this machine")
         with open_plainly(world.place, "a", system=system) as repository:
@@ -298,19 +295,6 @@ def afterwards(world: World, time: int) -> None:
             assert contents(same.in_snapshot(repository, shown[key].record.root)) == contents(tree)
         result = check(repository, read_data=True)
         assert result.ok, result.problems
-
-
-def forget_half_revived(world: World) -> None:
-    """Where locks are not seen, an undelete can be overtaken by a prune: then it says so and forgets them again.  One that was
-    killed before that has told nobody that they are back."""
-    with open_plainly(world.place, "a") as repository:
-        for snapshot in repository.snapshots():
-            if snapshot.id in world.forgotten:
-                try:
-                    read(repository, snapshot.record.root)
-                except Damaged:
-                    assert any("undelete" in told and "killed" in told for told in world.story)
-                    repository.events.forget([snapshot.id])
 
 
 def test_processes_of_one_machine(home: Path, rounds: Rounds) -> None:

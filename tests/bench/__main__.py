@@ -47,11 +47,11 @@ def main() -> None:
             if name == "tree":
                 _warm(source)
                 plain.append(limits.limits(source, work))
-        text = report.table(rounds, versions) + (limits.table(rounds, plain) if plain else "")
+            text = report.table(rounds, versions) + (limits.table(rounds, plain) if plain else "")
+            if not options.print:  # after each round: one that is cut off has not measured for nothing
+                report.put_into(PAGE, name, text)
         if options.print:
             print(text)
-        else:
-            report.put_into(PAGE, name, text)
 
 
 def _warm(source: Path) -> None:
