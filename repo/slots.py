@@ -213,10 +213,16 @@ _WRONG = "wrong password: no key slot of this repository opens with it"
 
 
 def open_with(
-    password: bytes | bytearray, storage: Storage, repository: bytes, first: str, *, newest: bool = False
+    password: bytes | bytearray,
+    storage: Storage,
+    repository: bytes,
+    first: str,
+    *,
+    newest: bool = False,
+    again: int = 2,
 ) -> tuple[str, Bundle]:
     """(name, keys) of the slot that this password opens; `first` is tried first.  `newest`: all are tried, and that with the
-    newest keys counts.
+    newest keys counts.  `again`: so often a look is repeated during which slots were removed.
 
     Whatever is wrong, a password that opens nothing gets WrongPassword.  Its message may say which slots cannot be used, as
     anybody can see who has the folder; it never depends on whether the password is that of such a slot, and neither does the
@@ -247,6 +253,9 @@ def open_with(
             continue  # Damaged here means that the password is right, and nobody may learn that from a changed slot
     if found:
         return max(found, key=lambda one: newest_epoch(one[1]))
+    if again and any(isinstance(error, StorageError) and error.errno == errno.ENOENT for error in unusable):
+        # Removed while this looked, perhaps for a new one that was not there yet when they were listed.
+        return open_with(password, storage, repository, first, newest=newest, again=again - 1)
     if len(unusable) == len(names) and not any(isinstance(error, Damaged) for error in unusable):
         raise unusable[0]
     mistake = recovery.mistyped(password)

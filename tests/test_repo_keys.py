@@ -24,6 +24,8 @@ from snapfs.repo.errors import (
 )
 from snapfs.repo.format import keyslot
 from snapfs.repo.repository import Repository
+from snapfs.repo.slots import sound_slot
+from snapfs.repo.storage.base import Storage
 from support import repositories as repos
 from support.faults import KINDS, Calls, Fail, each
 from support.repositories import CHEAP, PASSWORD
@@ -349,3 +351,27 @@ def test_without_any_slot_that_is_said(tmp_path: Path, taken: bytes) -> None:
     path.rename(tmp_path / "away")
     with pytest.raises(Damaged, match="no key slot is left: put one back with `snapfs key import`"):
         opened(tmp_path, PASSWORD)
+
+
+def test_a_slot_that_is_replaced_while_one_looks_is_no_wrong_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `key passwd` or `key rotate`: the new one is there before the old one goes, and was not when they were listed."""
+    repos.create(tmp_path)
+    keys = tmp_path / "repository/keys"
+    (old,) = os.listdir(keys)
+    with repos.open_(tmp_path) as repository:
+        new = repository.slots.add(repos.PASSWORD, cost=repos.CHEAP)
+    (keys / new).rename(tmp_path / new)
+
+    def replaced(storage: Storage, name: str) -> bytes:
+        if (tmp_path / new).exists():
+            (tmp_path / new).rename(keys / new)
+            (keys / old).unlink()
+        return sound_slot(storage, name)
+
+    monkeypatch.setattr("snapfs.repo.slots.sound_slot", replaced)
+    with repos.open_(tmp_path) as repository:
+        assert repository.slots.current == new
+    with pytest.raises(WrongPassword):
+        Repository.open(str(tmp_path / "repository"), b"another", no_cache=True)
