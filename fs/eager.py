@@ -8,6 +8,7 @@ sleep in between takes longer to wake, above all a virtual one, than most answer
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import trio
 
 _IN_A_ROW = 64
 """Requests after which other tasks (signals, say) get their turn in any case."""
-_AWAKE_NS = 100_000
+_AWAKE_NS = 100_000 if len(os.sched_getaffinity(0)) > 1 else 0
+"""With one processor whoever is to ask next could not run meanwhile."""
 _MOMENT_MS = 1
 
 

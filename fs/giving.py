@@ -7,16 +7,18 @@ kernel tells of its end when the last one is answered (libfuse: fuse_lowlevel_no
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Callable
 
 import pyfuse3
 
+from snapfs.fs.answers import without_names
 from snapfs.fs.entry import Entry
 from snapfs.fs.patience import NotAtHand
 from snapfs.fs.view import View
-from snapfs.repo.errors import RepositoryError
 from snapfs.repo.model import KiB
+
+log = logging.getLogger(__name__)
 
 _SMALL = 64 * KiB
 
@@ -40,11 +42,14 @@ class Giving:
         size = entry.node.size or 0
         if count or not 0 < size <= _SMALL:
             return False
-        # Whatever it is: the kernel asks then, and is answered.
-        with contextlib.suppress(NotAtHand, RepositoryError, OSError):
+        try:
             self._store(inode, 0, self._view.read(entry.node, 0, size))
-            return True
-        return False
+        except NotAtHand:
+            return False
+        except Exception as error:  # noqa: BLE001  the kernel asks then, and meets the same; to open it is no failure
+            log.debug("not given: %s", without_names(error))
+            return False
+        return True
 
     def closed(self, handle: int) -> None:
         inode = self._inodes.pop(handle)

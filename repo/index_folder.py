@@ -162,7 +162,7 @@ def retire(folder: str) -> None:
     shutil.rmtree(away, ignore_errors=True)  # of one that was killed here
     with contextlib.suppress(OSError):  # it is not there, or in use, or cannot be removed: then it stays
         for name in os.listdir(os.path.join(folder, "open")):
-            with open(os.path.join(folder, "open", name), "rb") as marker:
+            with open(os.path.join(folder, "open", name), "r+b") as marker:
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(folder, away)  # at once: who opens it now begins anew
         shutil.rmtree(away, ignore_errors=True)

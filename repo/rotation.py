@@ -129,9 +129,8 @@ class _Rotation:
         listing = repository.volumes.listing().items()
         volumes = [name for name, (kind, _) in listing if self._is_trusted(kind, name)]
         free, need = repository.storage.free(), _ROOM + 80 * len(volumes) + 16 * KiB * len(self._costs)
-        if (
-            free is not None and free < need
-        ):  # ended old keys without new ones let nobody write, prune neither
+        # Old keys that ended, without new ones, let nobody write, prune neither.
+        if free is not None and free < need:
             raise StorageError(
                 f"nothing was changed: the disk has {free // KiB:,} KiB free, and new keys need {need // KiB:,}: free some space"
             )

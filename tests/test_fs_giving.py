@@ -53,7 +53,9 @@ def test_a_small_file_is_given_whole_to_the_first_who_opens_it() -> None:
     assert kernel.has == [(70, 0, 10), (70, 0, 64 * KiB), (71, 0, 10)]
 
 
-@pytest.mark.parametrize("error", [NotAtHand(), Damaged("x", "volume"), OSError(errno.ENOENT, "forgotten")])
+@pytest.mark.parametrize(
+    "error", [NotAtHand(), Damaged("x", "volume"), OSError(errno.ENOENT, "forgotten"), KeyError("x")]
+)
 def test_what_cannot_be_given_is_asked_for(error: Exception) -> None:
     def fail(*args: object) -> bytes:
         raise error
