@@ -18,12 +18,10 @@ from snapfs.fs.background import default_log_path, mount_in_background
 from snapfs.fs.mount import MountOptions, load_ahead
 from snapfs.fs.mount import mount as run_mount
 from snapfs.repo.errors import UsageError
-from snapfs.repo.heap import keep_memory
 from snapfs.repo.model import MiB
 from snapfs.repo.select import Filter
 
-_CACHE = 68
-_TRIM = 16 * MiB
+_CACHE = 96
 
 
 @command()
@@ -86,7 +84,6 @@ def mount(
     progress = reporter(settings)
     imports = load_ahead()
     with opening.open_repository(settings, progress) as repository:
-        keep_memory(_TRIM)  # frames come and go in all sizes for days
         imports.join()
         host = os.fsencode(socket.gethostname())
         points.check_sources(

@@ -12,9 +12,12 @@ from collections import OrderedDict
 
 from snapfs.repo.blobs import BlobReader
 from snapfs.repo.format.labels import JOINED_BLOBS, JOINED_DATA
-from snapfs.repo.model import BlobId, KiB, Kind
+from snapfs.repo.heap import Ceiling
+from snapfs.repo.model import BlobId, KiB, Kind, MiB
 
 _LARGE = 64 * KiB
+_REST = 72 * MiB
+"""Memory of the program itself, of the pages of the index, and of frames on their way."""
 
 
 class NotAtHand(Exception):
@@ -34,6 +37,7 @@ class PatientBlobs:
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
+        self._ceiling = Ceiling(limit + _REST)
         self.loop_thread: int | None = None
 
     def must_not_wait(self) -> None:
@@ -58,6 +62,7 @@ class PatientBlobs:
             data = at_hand
         else:
             data = self._blobs.get(blob, kind)
+            self._ceiling.allocated(len(data))
         if kind is Kind.CONTENT and len(data) >= _LARGE:
             self._keep(blob, data)
         return data

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,14 +20,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MMAP_MAX = 65536
 _TRIM = 64 * MiB
 _HUGE = 2 * MiB
+_LOOK_EVERY = 8 * MiB
 _MADV_HUGEPAGE = 14
 _kept = False
 
 
-def keep_memory(trim: int = _TRIM) -> None:
+def keep_memory() -> None:
     """Keep memory that was used once for the next use, instead of giving it back.  Set for the whole process.
-
-    `trim`: bytes free at the end of the heap from which on they are given back, for who must not grow.
 
     Two arenas only, since buffers are freed in another order and thread than made, and each arena keeps its own.
     """
@@ -35,8 +35,36 @@ def keep_memory(trim: int = _TRIM) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 2)
         mallopt(_M_MMAP_THRESHOLD, 16 * MiB)
-        mallopt(_M_TRIM_THRESHOLD, trim)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM)
         _kept = sys.platform.startswith("linux")
+
+
+class Ceiling:
+    """Gives free memory back to the system when more than `limit` bytes of the process are resident.
+
+    By itself glibc gives back the end of a heap only.  What is kept for long, among what comes and goes in all sizes, leaves
+    holes before that, which add up to as much again.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._since = 0
+
+    def allocated(self, size: int) -> None:
+        """To be told how many bytes came in, by threads that may wait some milliseconds."""
+        self._since += size  # without a lock: whoever loses a count looks a little later
+        if self._since >= _LOOK_EVERY:
+            self._since = 0
+            with contextlib.suppress(OSError, AttributeError):
+                if _private() > self._limit:
+                    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _private() -> int:
+    """Bytes of resident memory that are no file's."""
+    with open("/proc/self/statm", "rb") as statm:
+        _, resident, of_files, *_ = statm.read().split()
+    return (int(resident) - int(of_files)) * mmap.PAGESIZE
 
 
 @contextlib.contextmanager
