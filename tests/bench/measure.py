@@ -37,9 +37,9 @@ def _tree(pid: int) -> Iterator[int]:
                 todo += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
 
 
-def _anonymous(pid: int) -> int:
+def _anonymous(processes: set[int]) -> int:
     total = 0
-    for one in _tree(pid):
+    for one in processes:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{one}/status").read_text().splitlines():
                 if line.startswith("RssAnon:"):
@@ -57,14 +57,19 @@ def _processor_seconds(pid: int) -> float:
 
 
 class _Peak(threading.Thread):
+    """A child counts from the second look on: until it runs another program, the memory of one made by vfork is its parent's."""
+
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.pid, self.bytes, self._over = pid, 0, threading.Event()
         self.start()
 
     def run(self) -> None:
+        before: set[int] = set()
         while not self._over.wait(_SAMPLE_SECONDS):
-            self.bytes = max(self.bytes, _anonymous(self.pid))
+            processes = set(_tree(self.pid))
+            self.bytes = max(self.bytes, _anonymous(processes & {self.pid, *before}))
+            before = processes
 
     def stop(self) -> int:
         self._over.set()
