@@ -3,7 +3,7 @@
 # make torture  the tests that try to break it, in their long form: MINUTES=10 for each that tries seeds, SEED=n to begin there
 # make lint     the checks that run nothing        make format   put the code in shape
 # make bench    snapfs beside restic and borg, as far as they are on PATH, into docs/benchmarks.md (an hour, 20 GB)
-# make bench-scale   what large repositories cost, and large directories and files, into the same page (an hour, 30 GB)
+# make bench-scale   what large repositories cost, and large directories and files, into the same page (ten minutes to an hour, 50 GB)
 # make audit    are there known advisories for what is installed?      make wheel-twice   are two builds of the wheel identical?
 # make lock     take newer releases of what is installed: writes requirements/
 # make clean    away with all that make made

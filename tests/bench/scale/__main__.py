@@ -63,7 +63,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     add = parser.add_argument
-    add("--folder", type=Path, default=Path("/var/tmp/snapfs-bench"), help="30 GB free; default %(default)s")
+    add("--folder", type=Path, default=Path("/var/tmp/snapfs-bench"), help="50 GB free; default %(default)s")
     add("--parts", default=",".join(PARTS), help="default %(default)s")
     add("--rounds", type=int, default=3)
     add("--print", action="store_true", help="print the tables instead of writing them into the page")
