@@ -234,12 +234,13 @@ def test_the_estimate_adds_up(cli: Cli) -> None:
         assert abs(sum(freed(repository, [], everything)) - whole) <= len(everything)
         assert freed(repository, everything, everything) == [0] * 5
         each = [freed(repository, [s for s in everything if s is not one], [one])[0] for one in everything]
-        # Every file of an older one is in the newer ones too; only the newest has one for itself.
-        assert all(size < 10_000 for size in each[:4])
+        # Every file of an older one is in the newer ones too; only the newest has one for itself.  What it has are pages of its
+        # directory: one that changed, or all of them, as the key for cutting has it.
+        assert all(size < 20_000 for size in each[:4])
         assert 100_000 < each[4] < 120_000
         newest = freed(repository, everything[:3], everything[:2:-1])
         assert 200_000 < newest[0] < 230_000, "what both have counts for the first"
-        assert newest[1] < 10_000
+        assert newest[1] < 20_000
         kept = stats(repository, everything[4:], Mode.RAW_DATA).size
         older = sum(freed(repository, everything[4:], everything[:4]))
         assert whole - kept < older < whole - kept + 30_000, "shares of frames that the newest needs as well"

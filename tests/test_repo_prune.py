@@ -538,13 +538,20 @@ def test_with_room_for_one_volume_it_rewrites_one_after_the_other(
     desk: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for n in range(6):
-        make(desk.source, {b"mix/%02d" % i: File(noise(20_000, 1000 * n + i)) for i in range(20)})
-        make(desk.source, {b"mix/%02d" % i: File(noise(20_000, 1000 + i)) for i in range(n)})
+        make(desk.source, {b"mix/%d-%02d" % (n, i): File(noise(20_000, 1000 * n + i)) for i in range(20)})
         desk.take()
+        for i in range(
+            20
+        ):  # four of each are in the last snapshot, so that every volume but its own has a little
+            if i % 5:
+                (desk.source / f"mix/{n}-{i:02d}").unlink()
+    make(desk.source, {b"mix/last": File(noise(20_000, 6))})
+    desk.take()
     desk.forget(*(s for s in _snapshots(desk)[:-1]))
     plan = desk.prune(dry_run=True).plan
     assert len(plan.rewrite) > 2
     most = max(use.used for use in plan.rewrite) + 40 * KiB
+    assert sum(use.used for use in plan.rewrite) > 1.5 * most
     room = desk.size() - plan.removed + most
     write = LocalObject.write
 
