@@ -229,7 +229,7 @@ class Repository:
         self.volumes: dict[int, Sealed] = {}
         self.where: dict[bytes, Any] = {}  # id: (Place, which blob of it, length word, another copy's or nil)
         self.broken: set[Place] = set()  # found by check
-        self.links: dict[tuple[int, ...], bytes] = {}  # hard links: the path restored first
+        self.links: dict[tuple[object, ...], bytes] = {}  # hard links: the path restored first
         self.seen: set[bytes | None] = set()  # root pages of directories
         self.count, self.target = 0, -1
         self.load = lru_cache(32)(lambda place: self.volumes[place[0]].frame(place[1], place[2])[1])
@@ -449,7 +449,9 @@ class Repository:
                 problem(path + name or b"/", e)
 
     def node(self, node: Node, above: int | None, path: bytes, only: list[bytes]) -> None:
-        name, fd, key = node.name, None, tuple(node.link or ()) if node.type != 2 else ()
+        name, fd, key = node.name, None, ()
+        if node.link and node.type != 2:
+            key = (*node.link, node.size, node.data, repr(node.blobs), node.root)
         if above is not None:
             if key in self.links:
                 with suppress(OSError):  # as when a file can have no more names: then it is one of its own

@@ -16,7 +16,8 @@ _BIT = 1 << 62
 class _Held:
     inode: int
     """Of the name that was seen first; any would do."""
-    link: tuple[int, int]
+    file: bytes
+    """Node.one_file of it."""
     count: int = 0
 
 
@@ -32,20 +33,21 @@ class HeldLinks:
 
     def shown(self, entry: Entry) -> int:
         """The inode to tell the kernel."""
-        link = entry.node.link
-        if link is None or entry.node.is_dir:
+        file = entry.node.one_file
+        if file is None:
             return entry.inode
-        name = b"%d %d %d" % (entry.tree, *link)
+        name = b"%d " % entry.tree + file
         shown = _BIT | int.from_bytes(blake2b(name, key=self._key, digest_size=8).digest(), "big") >> 3
         held = self._held.get(shown)
         # Two groups with one hash must not become one file: the later one is shown as files with one name each.
-        return shown if held is None or held.link == link else entry.inode
+        return shown if held is None or held.file == file else entry.inode
 
     def hold(self, shown: int, entry: Entry) -> None:
         """The kernel was told of `shown` once more."""
         if shown & _BIT:
-            assert entry.node.link is not None
-            self._held.setdefault(shown, _Held(entry.inode, entry.node.link)).count += 1
+            file = entry.node.one_file
+            assert file is not None
+            self._held.setdefault(shown, _Held(entry.inode, file)).count += 1
 
     def forget(self, inodes: Iterable[tuple[int, int]]) -> None:
         """The kernel dropped so many of its references to each inode."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import stat
+from hashlib import blake2b
 from typing import NamedTuple, NewType
 
 import msgspec
@@ -164,6 +165,17 @@ class Node(msgspec.Struct, array_like=True, frozen=True):
     @property
     def is_file(self) -> bool:
         return self.type == _FILE
+
+    @property
+    def one_file(self) -> bytes | None:
+        """16 bytes that all names of one file share (hard links); None for a file with one name.
+
+        Its content is in them: of a file that changed between the reading of two names, each is a file of its own.
+        """
+        if self.link is None or self.is_dir:
+            return None
+        what = msgspec.msgpack.encode((self.link, self.size, self.data, self.blobs, self.root))
+        return blake2b(what, digest_size=16).digest()
 
 
 class Totals(msgspec.Struct, array_like=True, frozen=True):

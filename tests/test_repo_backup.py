@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.backup.patterns import Excludes
 from snapfs.repo.errors import SnapshotNotFound, UsageError
 from snapfs.repo.model import KiB, Kind, MiB, NodeType
+from snapfs.repo.query.dump import dump_tar
 from snapfs.repo.restore import RestoreOptions, restore
 from snapfs.repo.state import StoredSnapshot
 from support import same
+from support.mounts import mounted
 from support.sources import CHUNKS, Desk, Watch
 from support.trees import ODD, ROOT, SPARSE, Dir, File, Name, Symlink, make, noise
 
@@ -363,6 +366,45 @@ def test_hard_links_are_read_once(tmp_path: Path) -> None:
     assert desk.differences(desk.snapshot()) == []
     (desk.source / "d/c").unlink()
     assert desk.differences(desk.snapshot()) == []
+
+
+@pytest.mark.parametrize("more", [b"", b"B" * 9000])
+def test_a_file_that_changes_after_one_of_its_names_was_read(tmp_path: Path, more: bytes) -> None:
+    """What was read under the first name is not what is there under the second, whose times are those of the change."""
+    desk = Desk(tmp_path, {b"a/x": File(b"A" * 5000), b"z/x": Name(of=b"a/x")})
+
+    class Writer(Watch):
+        def item(self, path: bytes, action: str, size: int = 0) -> None:
+            if path.endswith(b"a/x"):
+                (desk.source / "a/x").write_bytes(b"B" * 5000 + more)
+
+    snapshot = desk.snapshot(progress=Writer())
+    expected = {b"/a/x": b"A" * 5000, b"/z/x": b"B" * 5000 + more}
+    with desk.open() as repository:
+        top = repository.trees.resolve(snapshot.record.root, os.fsencode(desk.source))
+        found = {
+            w.path: repository.contents.read(w.node, 0, 20_000)
+            for w in repository.trees.walk(top)
+            if w.node.is_file
+        }
+        assert found == expected
+        restore(repository, top, os.fsencode(tmp_path / "restored"), RestoreOptions())
+        archive = io.BytesIO()
+        dump_tar(repository, top, b"", archive)
+    archive.seek(0)
+    with tarfile.open(fileobj=archive) as opened:
+        members = {member.name: member for member in opened if not member.isdir()}
+        assert {name: member.size for name, member in members.items()} == {
+            "a/x": 5000,
+            "z/x": 5000 + len(more),
+        }
+    assert (tmp_path / "restored/a/x").read_bytes() == expected[b"/a/x"]
+    assert (tmp_path / "restored/z/x").read_bytes() == expected[b"/z/x"]
+    with mounted(desk.folder, part=os.fsencode(desk.source)) as shown:
+        for name in ("z/x", "a/x", "z/x", "a/x"):
+            assert (shown / name).stat().st_size == len(expected[b"/" + name.encode()])
+            assert (shown / name).read_bytes() == expected[b"/" + name.encode()]
+    assert desk.differences(desk.snapshot(time=snapshot.record.time + 10**10)) == []
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

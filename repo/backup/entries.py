@@ -62,7 +62,7 @@ class EntryReader:
         self._contents = contents
         self._report = report
         self._with_atime = with_atime
-        self._links: OrderedDict[tuple[int, int], Content] = OrderedDict()
+        self._links: OrderedDict[tuple[int, ...], Content] = OrderedDict()
         self._ordinals: dict[int, int] = {}
         self._euid = os.geteuid()
         self._buffer = bytearray()
@@ -166,8 +166,7 @@ class EntryReader:
     def _read(self, fd: int, name: bytes, path: bytes, st: Status) -> Node:
         """Read a file; once more if it changed meanwhile; flagged if it changed again."""
         link = self._link(st, path) if st.st_nlink > 1 else None
-        key = (st.st_dev, st.st_ino)
-        content = self._links.get(key) if link is not None else None
+        content = self._links.get(_stamp(st)) if link is not None else None
         changed = 0
         if content is None:
             content = self._reader.file(fd, st)
@@ -182,7 +181,7 @@ class EntryReader:
                     changed = 1
                     self._report(SourceError(path, "changed while it was read, twice: stored as it was read"))
             if link is not None and not changed:
-                self._links[key] = content
+                self._links[_stamp(st)] = content
                 if len(self._links) > _LINKS:
                     self._links.popitem(last=False)
         return make_node(

@@ -91,9 +91,8 @@ def dump_tar(
                     continue
                 entry = replace(entry, mode=entry.mode & UNPRIVILEGED_MODE)
                 xattrs = (pair for pair in xattrs if not pair[0].startswith(PRIVILEGED_XATTRS))
-            first = None
-            if entry.link is not None and not entry.is_dir:
-                first = links.first(b"%d %d" % entry.link, name)
+            file = entry.one_file
+            first = None if file is None else links.first(file, name)
             out.write(tar.header(entry, name, xattrs, first))
             if entry.is_file and first is None:
                 for piece in _content(repository, entry, ahead):

@@ -119,9 +119,9 @@ class _RestoreSize(_Walk):
 
     def node(self, path: bytes, node: Node) -> None:
         self.stats.files += 1
-        if node.link is not None and node.is_file:
+        if node.is_file and (file := node.one_file) is not None:
             self.hit()
-            if self.table.first(b"%d %d %d" % (self.stats.snapshots, *node.link)) is not None:
+            if self.table.first(b"%d " % self.stats.snapshots + file) is not None:
                 return
         self.stats.size += node.size or 0
 

@@ -74,8 +74,8 @@ class Entries:
         self._filling = filling
         self._metadata = metadata
         self._warn = warn
-        self._made: dict[tuple[int, int], _Made] = {}
-        """By hard-link group.  The one table that grows, with the groups that still have names to come: no order of the walk
+        self._made: dict[bytes, _Made] = {}
+        """By Node.one_file.  The one table that grows, with the groups that still have names to come: no order of the walk
         tells which name of a file is the last, and to forget one would make two files of it."""
 
     def restore(self, folder: Folder, at: bytes, node: Node, path: bytes) -> Outcome:
@@ -92,14 +92,15 @@ class Entries:
         if self._options.dry_run or outcome is Outcome.SKIPPED:
             return outcome
         assert folder.fd is not None
-        if node.link is not None and self._link(folder, at, node, path, there):
+        file = node.one_file
+        if file is not None and self._link(file, folder, at, node, path, there):
             return Outcome.LINKED
         if outcome is Outcome.UNCHANGED:
             self._metadata.to_name(node.name, folder.fd, node, path, was_there=True)
         else:
             self._make(folder, node, path, there)
-        if node.link is not None:
-            self._remember(folder.fd, at, node)
+        if file is not None:
+            self._remember(file, folder.fd, at, node)
         return outcome
 
     # ---- new ones ------------------------------------------------------------------------------------------------
@@ -166,18 +167,18 @@ class Entries:
 
     # ---- hard links ----------------------------------------------------------------------------------------------
 
-    def _remember(self, above: int, at: bytes, node: Node) -> None:
-        assert node.link is not None
+    def _remember(self, file: bytes, above: int, at: bytes, node: Node) -> None:
         found = os.stat(node.name, dir_fd=above, follow_symlinks=False)
         left = (node.links or 0) - 1
         if left:
-            self._made[node.link] = _Made(at, node.name, (found.st_dev, found.st_ino), left)
+            self._made[file] = _Made(at, node.name, (found.st_dev, found.st_ino), left)
 
-    def _link(self, folder: Folder, at: bytes, node: Node, path: bytes, there: os.stat_result | None) -> bool:
+    def _link(
+        self, file: bytes, folder: Folder, at: bytes, node: Node, path: bytes, there: os.stat_result | None
+    ) -> bool:
         """Make this name another one of a file restored before; False if there is none, or if it takes no more names."""
-        assert node.link is not None
         assert folder.fd is not None
-        made = self._made.get(node.link)
+        made = self._made.get(file)
         if made is None:
             return False
         if there is None or (there.st_dev, there.st_ino) != made.identity:
@@ -191,7 +192,7 @@ class Entries:
                 return False
         made.left -= 1
         if made.left == 0:
-            del self._made[node.link]
+            del self._made[file]
         return True
 
     def _link_to(
