@@ -74,6 +74,7 @@ def _run(serve: Callable[[Callable[[], None]], None], log: int, writer: int) -> 
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream, target in ((0, nothing), (1, log), (2, log)):
             os.dup2(target, stream)
+        os.chdir("/")  # the working directory may be on a disk that is to be unmounted some day
         tell(b"ready")
 
     try:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -21,6 +22,8 @@ _IN_A_ROW = 64
 _AWAKE_NS = 100_000 if len(os.sched_getaffinity(0)) > 1 else 0
 """With one processor whoever is to ask next could not run meanwhile."""
 _MOMENT_MS = 1
+_PATIENCE = 0.1
+"""Seconds."""
 
 
 class _Turn:
@@ -44,9 +47,40 @@ class _Turn:
             self._lot.unpark()
 
 
+class Alarm:
+    """Ends a read(2) of the next request that has nothing to read, while somebody waits for a worker thread's answer.
+
+    A request that was there may be gone: whoever asked was killed.  pyfuse3 then stands in read(2) with the interpreter's lock
+    until there is another request, and the workers stand, too.  (It ends the mount if the read would not block.)  A signal makes
+    it look around.  A context manager, for the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._before: Any = None
+
+    def on(self) -> None:
+        self._set = True
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+
+    def off(self) -> None:
+        if self._set:
+            self._set = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGALRM, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.off()
+        signal.signal(signal.SIGALRM, self._before)
+
+
 class _EagerLowlevel:
-    def __init__(self, busy: Callable[[], bool]) -> None:
+    def __init__(self, busy: Callable[[], bool], alarm: Alarm) -> None:
         self._busy = busy
+        self._alarm = alarm
         self._in_a_row = 0
         self._polls: dict[int, Any] = {}
 
@@ -54,6 +88,12 @@ class _EagerLowlevel:
         return getattr(trio.lowlevel, name)
 
     async def wait_readable(self, fd: int) -> None:
+        self._alarm.off()
+        await self._until_readable(fd)
+        if self._busy():
+            self._alarm.on()
+
+    async def _until_readable(self, fd: int) -> None:
         poll = self._polls.get(fd)
         if poll is None:
             poll = self._polls[fd] = select.poll()
@@ -75,8 +115,8 @@ class EagerTrio:
 
     Lock = _Turn
 
-    def __init__(self, busy: Callable[[], bool]) -> None:
-        self.lowlevel = _EagerLowlevel(busy)
+    def __init__(self, busy: Callable[[], bool], alarm: Alarm) -> None:
+        self.lowlevel = _EagerLowlevel(busy, alarm)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)

@@ -75,7 +75,7 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         import pyfuse3  # late: it takes a quarter of a second, and fails where libfuse3 is missing
         import trio
 
-        from snapfs.fs.eager import EagerTrio
+        from snapfs.fs.eager import Alarm, EagerTrio
         from snapfs.fs.operations import Snapfs
     except ImportError as error:
         raise MountError(
@@ -87,7 +87,8 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         View(repository, options.root, options.select, options.cache_bytes),
         owner_root=options.owner_root, enable_acl=options.kernel_checks, no_xattrs=options.no_xattrs,
     )  # fmt: skip
-    vars(pyfuse3)["trio"] = EagerTrio(operations.busy)  # the seam that its own asyncio support uses
+    alarm = Alarm()
+    vars(pyfuse3)["trio"] = EagerTrio(operations.busy, alarm)  # the seam that its own asyncio support uses
     flags = {"ro", "nosuid", "nodev", "fsname=snapfs", f"subtype={points.SUBTYPE}"}
     flags |= {"allow_other"} if options.allow_other else set()
     flags |= {"default_permissions"} if options.kernel_checks else set()
@@ -101,7 +102,8 @@ def mount(repository: Repository, mountpoint: str, options: MountOptions = Mount
         in_use = True
 
     try:
-        trio.run(_serve, operations, mountpoint, answering)
+        with alarm:
+            trio.run(_serve, operations, mountpoint, answering)
         in_use = False
     finally:
         # After a crash the mountpoint is left broken: an empty folder would make a running `rsync --delete` wipe the copy.
@@ -114,9 +116,10 @@ async def _serve(operations: Snapfs, mountpoint: str, ready: Callable[[], None])
 
     async def stop_on_signal() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            async for _ in signals:
+            async for (
+                _
+            ) in signals:  # to the end: a second one, while the first waits for an answer, must not break off
                 pyfuse3.terminate()
-                return
 
     async def say_ready() -> None:
         await trio.to_thread.run_sync(_enter, mountpoint, abandon_on_cancel=True)

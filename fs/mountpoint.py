@@ -75,10 +75,14 @@ def mounted_type(mountpoint: str) -> str | None:
 
 def _mounted(mountpoint: str, mounts: Sequence[Mount]) -> list[Mount]:
     """What is mounted exactly there, the uppermost last."""
+    path = _resolved(mountpoint)
+    return [mount for mount in mounts if mount.path == path]
+
+
+def _resolved(mountpoint: str) -> str:
     # Only the parent is resolved: the mountpoint itself may be a dead mount, which answers nothing.
     parent, name = os.path.split(os.path.abspath(mountpoint))
-    path = os.path.join(os.path.realpath(parent), name)
-    return [mount for mount in mounts if mount.path == path]
+    return os.path.join(os.path.realpath(parent), name)
 
 
 def unmount(mountpoint: str) -> None:
@@ -134,7 +138,7 @@ def _some(things: Sequence[str]) -> str:
 
 def holders(mountpoint: str) -> Iterator[tuple[int, str]]:
     """(process id, name) of each process with its working directory or an open file below; only those this user may look into."""
-    path = os.path.abspath(mountpoint)
+    path = _resolved(mountpoint)
     for entry in os.listdir("/proc"):
         if entry.isdigit() and any(
             used == path or used.startswith(path + "/") for used in _used(f"/proc/{entry}")

@@ -21,6 +21,7 @@ _MMAP_MAX = 65536
 _TRIM = 64 * MiB
 _HUGE = 2 * MiB
 _LOOK_EVERY = 8 * MiB
+_WORTH = 16 * MiB
 _MADV_HUGEPAGE = 14
 _kept = False
 
@@ -49,6 +50,7 @@ class Ceiling:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._since = 0
+        self._left = 0
 
     def allocated(self, size: int) -> None:
         """To be told how many bytes came in, by threads that may wait some milliseconds."""
@@ -56,8 +58,14 @@ class Ceiling:
         if self._since >= _LOOK_EVERY:
             self._since = 0
             with contextlib.suppress(OSError, AttributeError):
-                if _private() > self._limit:
-                    ctypes.CDLL(None).malloc_trim(0)
+                # What a trim has left is in use: looking for holes in that again and again would only cost time.
+                if _private() > max(self._limit, self._left + _WORTH):
+                    _give_back()
+                    self._left = _private()
+
+
+def _give_back() -> None:
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _private() -> int:

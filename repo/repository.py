@@ -88,8 +88,9 @@ class Repository:
               cache_bytes: int, progress: Progress, system: System, newest: bool, backing_up: bool) -> Repository:  # fmt: skip
         repository = repository_id(storage)
         here = state_name(repository, storage)
-        state_dir = state_dir or default_state_dir()
-        cache_dir = cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False)
+        # Absolute, as the storage is: a mount in the background does not stay in the working directory.
+        state_dir = os.path.abspath(state_dir or default_state_dir())
+        cache_dir = os.path.abspath(cache_dir or platformdirs.user_cache_dir("snapfs", appauthor=False))
         client = Client(os.path.join(state_dir, here), system, storage.real_path)
         slot, bundle = open_with(password, storage, repository, client.slot_hint, newest=newest)
         keys = Keys(bundle, f"keys/{slot[:8]}")

@@ -376,6 +376,74 @@ def test_umount_names_those_who_keep_it_busy(odd: Path) -> None:
         points.unmount(str(top))
 
 
+def test_they_are_named_where_the_way_there_is_a_link(odd: Path) -> None:
+    (odd / "behind a link").mkdir()
+    (odd / "link").symlink_to("behind a link")
+    server = start(odd, odd / "behind a link/top")
+    with (
+        open(next((odd / "link/top/ids").iterdir()) / str(odd / "source/large")[1:], "rb"),
+        pytest.raises(MountError, match=rf"\({os.getpid()}\)"),
+    ):
+        points.unmount(str(odd / "link/top"))
+    points.unmount(str(odd / "link/top"))
+    finish(server)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_asks_twice_for_its_end_gets_it_as_well(odd: Path, number: signal.Signals) -> None:
+    """While the first waits for a read from a slow disk."""
+    top = odd / "twice"
+    server = start(odd, top, part=os.fsencode(odd / "source"), program="support.late")
+    reader = threading.Thread(target=_read_somehow, args=(top / "large",))
+    reader.start()
+    time.sleep(0.3)
+    for _ in range(2):
+        server.send_signal(number)
+        time.sleep(0.2)
+    assert finish(server) == ""
+    reader.join()
+    assert os.listdir(top) == []
+
+
+def _read_somehow(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.read_bytes()
+
+
+def _first_of(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # one request, and no more
+    try:
+        return os.pread(fd, 100, 0)
+    finally:
+        os.close(fd)
+
+
+def test_a_request_that_is_gone_again_holds_nobody_up(odd: Path) -> None:
+    """Who asked was killed after the loop had seen the request and before it read it."""
+    top, late = odd / "gone again", odd / "late"
+    server = start(odd, top, part=os.fsencode(odd / "source"), program="support.late")
+    read: list[int] = []
+    reader = threading.Thread(target=lambda: read.append(len(_first_of(top / "large"))))
+    reader.start()
+    time.sleep(0.5)  # a worker is at it now
+    late.touch()
+    asking = subprocess.Popen(["stat", top / "nothing"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.15)
+    asking.kill()
+    asking.wait()
+    late.unlink()
+    reader.join(6)
+    held_up = reader.is_alive()
+    if held_up:
+        os.listdir(top)  # lets it go on
+        reader.join()
+    server.terminate()
+    finish(server)
+    assert not held_up
+    assert read == [100]
+
+
 @contextlib.contextmanager
 def tmpfs(place: Path) -> Iterator[None]:
     run("mount", "-t", "tmpfs", "none", place)
@@ -458,6 +526,7 @@ def test_in_the_background(odd: Path) -> None:
 
     child = mount_in_background(serve, str(log))
     assert len(os.listdir(top / "ids")) == 1
+    assert os.readlink(f"/proc/{child}/cwd") == "/", "else the disk of that folder could not be unmounted"
     points.unmount(str(top))
     assert os.waitpid(child, 0) == (child, 0)
     assert log.stat().st_mode & 0o777 == 0o600

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from snapfs.repo import heap
+from snapfs.repo.model import MiB
+
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
@@ -87,3 +92,17 @@ def test_holes_are_given_back_above_the_ceiling_only_and_not_looked_for_at_every
     assert below > full - 5
     assert soon > full - 5
     assert after < full - 40
+
+
+def test_what_is_in_use_is_not_looked_through_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    private, trims = [500 * MiB], []
+    monkeypatch.setattr(heap, "_private", lambda: private[0])
+    monkeypatch.setattr(heap, "_give_back", lambda: trims.append(private[0]))
+    ceiling = heap.Ceiling(100 * MiB)
+    for _ in range(50):
+        ceiling.allocated(10 * MiB)
+    assert len(trims) == 1
+    private[0] += 20 * MiB
+    for _ in range(50):
+        ceiling.allocated(10 * MiB)
+    assert len(trims) == 2
