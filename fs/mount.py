@@ -116,9 +116,8 @@ async def _serve(operations: Snapfs, mountpoint: str, ready: Callable[[], None])
 
     async def stop_on_signal() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            async for (
-                _
-            ) in signals:  # to the end: a second one, while the first waits for an answer, must not break off
+            # To the end: a second one, while the first waits for an answer, must not break off.
+            async for _ in signals:
                 pyfuse3.terminate()
 
     async def say_ready() -> None:

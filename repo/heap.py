@@ -1,4 +1,4 @@
-"""Fewer page faults, where the C library is glibc.
+"""Fewer page faults, and no more holes than are worth it, where the C library is glibc.
 
 A fresh page costs a page fault; in a virtual machine that gives unused memory back to its host, several microseconds.  A
 program that goes through megabytes a second in short-lived buffers spends more on them than on what it does with the bytes, and
@@ -44,7 +44,7 @@ class Ceiling:
     """Gives free memory back to the system when more than `limit` bytes of the process are resident.
 
     By itself glibc gives back the end of a heap only.  What is kept for long, among what comes and goes in all sizes, leaves
-    holes before that, which add up to as much again.
+    holes before that, which add up to as much again.  No bound: what is in use may be more than `limit`.
     """
 
     def __init__(self, limit: int) -> None:

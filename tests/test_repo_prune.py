@@ -540,9 +540,8 @@ def test_with_room_for_one_volume_it_rewrites_one_after_the_other(
     for n in range(6):
         make(desk.source, {b"mix/%d-%02d" % (n, i): File(noise(20_000, 1000 * n + i)) for i in range(20)})
         desk.take()
-        for i in range(
-            20
-        ):  # four of each are in the last snapshot, so that every volume but its own has a little
+        # Four of each are in the last snapshot, so that every volume but its own has a little.
+        for i in range(20):
             if i % 5:
                 (desk.source / f"mix/{n}-{i:02d}").unlink()
     make(desk.source, {b"mix/last": File(noise(20_000, 6))})
