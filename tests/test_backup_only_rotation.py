@@ -25,6 +25,7 @@ from support import repositories as repos
 from support.children import in_child
 from support.faults import KINDS, Calls, Die, each
 from support.machines import ALL, Machine, Notices, Thief, brought, ids, reads_back, state
+from support.readable import flip
 from support.rotations import bundle_of, change_keys, epochs
 from support.torture import Rounds
 from support.trees import File, make, noise
@@ -57,8 +58,10 @@ def test_such_a_key_ends_with_the_keys_it_seals_to(tmp_path: Path, source: Path)
     with machine.open(progress=notices) as repository:
         repository.snapshots()
     assert any("keys of this repository seem to have been changed" in text for text in notices.said)
+    os.utime(tmp_path)  # of a folder above it
     with pytest.raises(OldKeys, match="may not count"):
         machine.snapshot(source)
+    assert len(epochs(tmp_path, "trees")) == 2, "this one wrote something, too"
     found = state(tmp_path)
     assert ([s.id for s in found.snapshots], found.late) == ([first.id], 1)
     slot.unlink()
@@ -70,6 +73,30 @@ def test_such_a_key_ends_with_the_keys_it_seals_to(tmp_path: Path, source: Path)
         prune(repository, dataclasses.replace(ALL, old_keys=True))
     assert set(epochs(tmp_path, "data", "trees")) == {2}, "what it wrote under old keys, too"
     reads_back(tmp_path, source, first, second)
+
+
+def test_what_does_not_say_what_is_in_it_stays(tmp_path: Path, source: Path) -> None:
+    """Written under old keys after their end, and damaged besides: a prune that is to rewrite all of these ends, without it."""
+    machine = Machine(tmp_path)
+    slot = tmp_path / "repository/keys" / machine.slot
+    data, _ = slot.read_bytes(), machine.snapshot(source)
+    change_keys(tmp_path)
+    before = {path.name for path in (tmp_path / "repository/trees").rglob("*")}
+    slot.write_bytes(data)
+    os.utime(tmp_path)
+    with pytest.raises(OldKeys, match="may not count"):
+        machine.snapshot(source)
+    slot.unlink()
+    with repos.open_(tmp_path) as repository:
+        repository.synchronise()
+        (late,) = (
+            path
+            for path in (tmp_path / "repository/trees").rglob("*")
+            if path.is_file() and path.name not in before
+        )
+        flip(late, 8 * (late.stat().st_size - 100))
+        prune(repository, dataclasses.replace(ALL, old_keys=True))
+    assert late.exists()
 
 
 def test_one_that_a_killed_change_left_there_says_so(tmp_path: Path, source: Path) -> None:

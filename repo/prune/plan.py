@@ -140,7 +140,7 @@ def plan(
         made.volumes += 1
         made.size += use.volume.size
         made.unused += use.unused
-        if not use.volume.usable:
+        if not use.volume.usable and not (use.must_go and not use.live_blobs):
             made.damaged += 1
         elif not use.live_blobs:
             made.remove.append(use)
