@@ -23,6 +23,8 @@ from snapfs.repo.storage.locks import Locks
 FOLDERS = ("keys", "events", "data", "trees", "tmp", "locks")
 _SWEEP_SECONDS = 7 * 24 * 3600
 """What a machine whose locks may not be seen here left in tmp/ is old enough then, whatever the clocks of both say."""
+_DEPTH = 4
+"""Folders within one another that are looked into: objects lie in three at most; somebody's own may be as many as he likes."""
 _TICK = 2_100_000_000
 Notice = Callable[[str], None]
 
@@ -95,9 +97,9 @@ class LocalStorage:
                     size = 0 if is_folder else entry.stat(follow_symlinks=False).st_size
                 except FileNotFoundError:
                     continue
-            if is_folder:
+            if is_folder and name.count("/") < _DEPTH:
                 yield from self.list(name)
-            else:
+            elif not is_folder:
                 yield name, size
 
     def _is_there(self) -> bool:
