@@ -10,7 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-COMPILED = ("backup/_earlier", "backup/_gear", "backup/_reading", "restore/_making")
+COMPILED = ("backup/_earlier", "backup/_gear", "backup/_reading", "format/_parity", "restore/_making")
 
 for layer in ("fs", "repo", "cli"):
     link = Path("src/snapfs", layer)

@@ -26,6 +26,7 @@ from snapfs.repo.format.armor import armor
 from snapfs.repo.format.crypto import verifying_key, x25519, x25519_public
 from snapfs.repo.format.envelope import Header, Sealer, derive
 from snapfs.repo.format.keyslot import Cost, seal_slot
+from snapfs.repo.format.parity import Builder
 from snapfs.repo.format.records import Branch, Bundle, Config, Event, EventBody, Head, KeyEntry
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.model import Below, Holes, Kind, Node, NodeType, Snapshot, Totals, VolumeKind, Xattr
@@ -336,6 +337,38 @@ def volumes() -> None:
     ])  # fmt: skip
 
 
+def parities() -> None:
+    """Of `count` pieces of 1,000 bytes that anybody can make."""
+    for name, count in (("parity", 1), ("parity_rows", 450)):
+        volume = b"".join(hashlib.sha256(b"%d" % i).digest() * 31 + bytes(8) for i in range(count))
+        builder = Builder(len(volume))
+        builder.update(volume)
+        digest = hashlib.sha256(volume).digest()
+        made = builder.parity(digest)
+        write(name, "parity", f"the parity of {len(volume)} bytes: SHA-256(decimal number) 31 times and 8 zeros, {count} times",
+              made if count == 1 else b"", count=count, sha256=hashlib.sha256(made).hexdigest(), length=len(made))  # fmt: skip
+        if count == 1:
+            head = bytearray(made[:64])
+            for field, at in (
+                ("magic", 0),
+                ("version", 8),
+                ("columns", 10),
+                ("block", 12),
+                ("length", 16),
+                ("name", 24),
+            ):
+                write(f"parity_bad_{field}", "parity_header", f"another {field}", flipped(bytes(head), at), "Damaged",
+                      volume=digest.hex())  # fmt: skip
+            write(
+                "parity_bad_cut",
+                "parity_header",
+                "63 bytes",
+                bytes(head[:63]),
+                "Damaged",
+                volume=digest.hex(),
+            )
+
+
 def node(name: bytes, kind: int = NodeType.FILE, **more: Any) -> Node:
     if kind == NodeType.FILE:
         more.setdefault("size", 0)
@@ -508,6 +541,7 @@ def main() -> None:
         recovery_keys,
         frames,
         volumes,
+        parities,
         record_vectors,
         paging,
     ):

@@ -20,6 +20,7 @@ from snapfs.repo.format.armor import armor, unarmor
 from snapfs.repo.format.crypto import verifies
 from snapfs.repo.format.envelope import Header, Opener, Sealer, derive, parse_header
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
+from snapfs.repo.format.parity import Builder, decode_header
 from snapfs.repo.format.records import Bundle, Config, Event
 from snapfs.repo.format.sealed import open_record, seal_record
 from snapfs.repo.grants import open_claim
@@ -29,6 +30,7 @@ from snapfs.repo.salvage import Salvage
 from snapfs.repo.storage.local import LocalStorage
 from snapfs.repo.trees import DirectoryWriter
 from snapfs.repo.volumes import OBJECTS, Volumes, object_name
+from support import parity as parity_twin
 from support.parts import KEYS, REPOSITORY, MemoryBlobs, seal_volume
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -179,6 +181,21 @@ def check_volume(s: Scenario, data: bytes, folder: Path) -> None:
 
 def check_padme(s: Scenario, _: bytes, __: Path) -> None:
     assert [[used, layout.padded(used, s["volume_size"])] for used, _ in s["sizes"]] == s["sizes"]
+
+
+def check_parity(s: Scenario, data: bytes, _: Path) -> None:
+    volume = b"".join(hashlib.sha256(b"%d" % i).digest() * 31 + bytes(8) for i in range(s["count"]))
+    builder, name = Builder(len(volume)), hashlib.sha256(volume).digest()
+    builder.update(volume)
+    made = builder.parity(name)
+    assert (hashlib.sha256(made).hexdigest(), len(made)) == (s["sha256"], s["length"])
+    assert made == parity_twin.parity(volume, name)
+    assert not data or data == made
+    assert decode_header(made, name, "it").length == len(made)
+
+
+def check_parity_header(s: Scenario, data: bytes, _: Path) -> None:
+    decode_header(data, bytes.fromhex(s["volume"]), "it")
 
 
 def check_node(s: Scenario, data: bytes, _: Path) -> None:

@@ -61,6 +61,14 @@ RECORD_LIMIT = 4 * MiB
 PADDING_STEP = 4 * KiB
 RECORD_STEP = KiB
 
+# Parity (docs/format.md, section 13).
+PARITY_MAGIC = b"parity\r\n"
+PARITY_VERSION = 1
+PARITY_BLOCK = 4 * KiB
+"""What a disk loses at once, and what is put back at once."""
+PARITY_COLUMNS = 48
+"""Blocks that share a block of parity: a 48th of a volume, 1.4 MB of 64 MiB, may be lost in one piece."""
+
 INLINE_CONTENT = 64
 INLINE_EXTENTS = 8
 INLINE_XATTR = KiB
