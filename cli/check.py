@@ -82,6 +82,9 @@ def _print(settings: Settings, result: CheckResult) -> None:
         out(
             f"damage found: {count(result.problem_count, 'problem')}, {count(result.affected_count, 'affected file')}"
         )
+        if all(problem.kind == "parity" for problem in result.problems):
+            out("Nothing of the backups is damaged: `snapfs parity on --read-data` makes the parity anew.")
+            return
         out(
             "What looks lost may have been sealed with newer keys meanwhile: check with a password that was made since."
             if result.newer_keys

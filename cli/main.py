@@ -40,6 +40,7 @@ VERBS = {
     "dump": ("dump", "Print a file, or a folder as a tar archive"),
     "stats": ("stats", "Show sizes"),
     "check": ("check", "Verify that all snapshots can be read"),
+    "parity": ("parity", "Keep what damaged volumes can be mended with, or stop that"),
     "repair": ("repair", "Mend what can be mended"),
     "tag": ("snapshots", "Change the tags of snapshots"),
     "forget": ("forget", "Remove snapshots from the list, by name or by a policy"),

@@ -65,11 +65,12 @@ def index(settings: Settings) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what could be saved.")
 def volumes(settings: Settings, ids: tuple[str, ...], dry_run: bool) -> int:
-    """Save what still opens in damaged volumes, and set them aside.
+    """Make damaged volumes whole, or save what still opens in them, and set them aside.
 
-    Without ids: the volumes that `snapfs check --read-data`, or reading, found damaged.  Every piece that still opens is
-    stored in new volumes.  The damaged ones are moved to trash/ in the repository, where nothing looks; moving them back undoes
-    it.  One that the disk cannot read stays in its place as long as it may hold something that is nowhere else.
+    Without ids: the volumes that `snapfs check --read-data`, or reading, found damaged.  What its parity makes whole takes its
+    own place.  Of the others, every piece that still opens is stored in new volumes, and they are moved to trash/ in the
+    repository, where nothing looks; moving them back undoes it.  One that the disk cannot read stays in its place as long as it
+    may hold something that is nowhere else.
 
     Files that cannot be given back are named, and the exit code is 20; without any it is 0.
 
@@ -107,7 +108,8 @@ def _print_volumes(settings: Settings, result: VolumesMended, dry_run: bool) -> 
     if not result.volumes and not result.sound:
         out("no volume is known to be damaged: `snapfs check --read-data` looks at every byte of them")
     elif not dry_run and result.volumes:
-        out(f"stored {size(result.bytes_stored)} in new volumes")
+        if not all(volume.whole for volume in result.volumes):
+            out(f"stored {size(result.bytes_stored)} in new volumes")
         if result.found.affected_count:
             out(
                 f"{count(result.found.affected_count, 'file')} of snapshots cannot be given back: run the backup again if the "
@@ -118,6 +120,8 @@ def _print_volumes(settings: Settings, result: VolumesMended, dry_run: bool) -> 
 
 
 def _saved(volume: MendedVolume, dry_run: bool) -> str:
+    if volume.whole:
+        return "could be made whole from its parity" if dry_run else "made whole from its parity"
     lost = "what else was in it is not known" if volume.lost is None else f"{volume.lost:,} lost"
     if dry_run:
         return f"{count(volume.saved, 'blob')} can be saved, {lost}"
@@ -135,7 +139,8 @@ def _volumes_json(result: VolumesMended, dry_run: bool) -> None:
                 "message_type": "volume",
                 "path": volume.path,
                 "saved_blobs": volume.saved,
-                "lost_blobs": volume.lost,
+                "lost_blobs": 0 if volume.whole else volume.lost,
+                "made_whole": volume.whole,
                 "moved_to": volume.aside or None,
             }
         )

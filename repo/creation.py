@@ -18,6 +18,7 @@ from snapfs.repo.format.records import Bundle, Config
 from snapfs.repo.format.sealed import seal_record
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import KiB, MiB
+from snapfs.repo.parity import FOLDER, MARKER, Parity
 from snapfs.repo.slots import KeySlots
 from snapfs.repo.storage.local import FOLDERS, LocalStorage
 from snapfs.repo.system import System
@@ -28,6 +29,7 @@ This folder is a snapfs repository: encrypted, deduplicated backups.  Please cha
     config    what kind of repository this is        data/    volumes with the content of files
     keys/     key slots, opened by passwords         trees/   volumes with directories
     events/   snapshots, tags and other events       tmp/     unfinished writes
+    parity/   what damaged volumes can be mended with, if that is kept
 
 To get at your files you need the password, or a recovery key, and snapfs:
 
@@ -42,10 +44,10 @@ Every file in data/, trees/, events/ and keys/ is named by the SHA-256 of its by
 
 def create(place: str, password: bytes | bytearray, *, cost: Cost = Cost(), volume_size: int = L.VOLUME_SIZE,
            chunks: tuple[int, int, int] = (256 * KiB, MiB, 4 * MiB), label: str = "", host: str = "", user: str = "",
-           remember_in: str | None = None, system: System = System()) -> bytes:  # fmt: skip
+           parity: bool = False, remember_in: str | None = None, system: System = System()) -> bytes:  # fmt: skip
     """Make an empty repository in a folder that is absent, empty, or left half-made; returns its id (16 bytes).
 
-    `remember_in`: the folder of states in which it is noted that this machine made it.
+    `parity`: whether it is kept; `remember_in`: the folder of states in which it is noted that this machine made it.
     The config is written last: before it is there, there is no repository.  Raises RepositoryExists, StorageError.
     """
     try:
@@ -61,6 +63,10 @@ def create(place: str, password: bytes | bytearray, *, cost: Cost = Cost(), volu
     )
     bundle = Bundle(1, 1, Keys.generate(system), records.encode(config))
     storage.put("README.txt", README.encode())
+    if parity:
+        Parity(storage).keep()
+    elif Parity(storage).is_kept():  # one that was killed was to keep it
+        storage.remove(MARKER)
     keys, nobody = Keys(bundle, "new repository"), Client(None, system)
     events = Events(storage, keys, repository, nobody, system)
     KeySlots(storage, repository, bundle, "", events, nobody, system).add(
@@ -90,7 +96,7 @@ def state_name(repository: bytes, storage: LocalStorage) -> str:
 def _refuse_occupied(storage: LocalStorage) -> None:
     if storage.size("config") is not None:
         raise RepositoryExists(f"{storage.place}: there is a repository here already", storage.place)
-    strangers = set(os.listdir(storage.place)) - {*FOLDERS, "README.txt"}
+    strangers = set(os.listdir(storage.place)) - {*FOLDERS, FOLDER, "README.txt"}
     if strangers or any(True for folder in ("data", "trees") for _ in storage.list(folder)):
         raise RepositoryExists(
             f"{storage.place}: the folder is not empty (it holds {sorted(strangers)[0] if strangers else 'volumes'!s}): "

@@ -87,7 +87,7 @@ def _read(
         whole = True
         try:
             entries = list(volumes.directory(kind, name, size))
-            usable = name not in unusable and trusts(kind, name)
+            usable = not (name in unusable or volumes.was_mended(name)) and trusts(kind, name)
             verified = not volumes.is_backup_only(kind, name)
         except OldKeys:  # of no use to these keys, and no damage
             continue

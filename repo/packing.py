@@ -276,7 +276,7 @@ class BlobWriter:
         sealer = self._keys.sealer(OBJECTS[kind], self._repository, self._system, self._client)
         new = self._storage.create()
         try:
-            volume = VolumeWriter(kind, new, sealer)
+            volume = VolumeWriter(kind, new, sealer, with_parity=self._volumes.parity.is_kept())
         except BaseException:
             new.discard()
             raise

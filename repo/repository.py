@@ -55,7 +55,7 @@ class Repository:
         self._index_folder = index_folder
         self._progress = progress
         self._said: set[str] = set()
-        self.volumes = Volumes(storage, keys, self.id)
+        self.volumes = Volumes(storage, keys, self.id, lambda name: client.remember_damage([name]))
         events = Events if keys.can_read else OwnEvents
         self.events = events(storage, keys, self.id, client, system)
         self.slots = KeySlots(storage, self.id, bundle, slot, self.events, client, system)

@@ -48,14 +48,22 @@ class _Frame(NamedTuple):
 class Salvage:
     """One damaged volume, read once, whole: at most 1 GiB."""
 
-    def __init__(self, volumes: Volumes, kind: VolumeKind, name: bytes, *, quick: bool = False) -> None:
-        """`quick`: only what walking finds, and ordinary readers can open.  Raises StorageError if it is absent or the place
-        itself fails."""
+    def __init__(
+        self,
+        volumes: Volumes,
+        kind: VolumeKind,
+        name: bytes,
+        *,
+        quick: bool = False,
+        image: bytes | bytearray | None = None,
+    ) -> None:
+        """`quick`: only what walking finds, and ordinary readers can open; `image`: what to take for the volume, in place of what
+        the disk has.  Raises StorageError if it is absent or the place itself fails."""
         self._volumes = volumes
         self._quick = quick
         self._kind = kind
         self._path = object_name(kind, name)
-        data, self.unreadable = volumes.what_can_be_read(self._path)
+        data, self.unreadable = volumes.what_can_be_read(self._path) if image is None else (image, False)
         self._data = memoryview(data)
         self._tries = _TRIES
         self.listed: int | None = None

@@ -1,7 +1,7 @@
 """Writing one volume: frames appended until it is full, directory and tail, read-back, publishing.
 
-The order of writes is here: bytes, read-back, fsync, name, fsync of the folder.  Only then does the caller enter the volume
-in the index.
+The order of writes is here: bytes, read-back, fsync, parity where it is kept, name, fsync of the folder.  Only then does the
+caller enter the volume in the index.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from snapfs.repo.errors import Damaged, StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import Sealer
+from snapfs.repo.format.parity import Builder
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Kind, Location, MiB, VolumeKind
 from snapfs.repo.storage.base import NewObject
@@ -35,8 +36,11 @@ class JoinedFrame:
 class VolumeWriter:
     """A volume being written: frames are appended until it is full, then finish() writes its directory."""
 
-    def __init__(self, kind: VolumeKind, new: NewObject, sealer: Sealer) -> None:
+    def __init__(
+        self, kind: VolumeKind, new: NewObject, sealer: Sealer, *, with_parity: bool = False
+    ) -> None:
         self.kind = kind
+        self._with_parity = with_parity
         self.new = new
         self.sealer = sealer
         self.used = len(sealer.header)
@@ -93,27 +97,34 @@ class VolumeWriter:
     def publish(self, volumes: Volumes, keys: Keys) -> tuple[bytes, list[tuple[BlobId, Location]]]:
         """Check, make durable and name a finished volume; returns its name and its blobs.  Raises Damaged, StorageError."""
         try:
-            name, entries = self._verify(volumes, keys)
+            name, entries, parity = self._verify(volumes, keys)
             try:
                 self.new.sync()
             except StorageError:
                 # A failed fsync condemns the file.  Its bytes were just checked, so they are written once more elsewhere.
                 self._write_elsewhere(volumes)
-                name, entries = self._verify(volumes, keys)
+                name, entries, parity = self._verify(volumes, keys)
                 self.new.sync()
+            if parity is not None:  # first: a volume that is there has it, and one without a volume is swept
+                volumes.parity.write(name, parity.parity(name))
             self.new.publish(object_name(self.kind, name))
         finally:
             self.new.discard()
         volumes.storage.sync_names()
         return name, entries
 
-    def _verify(self, volumes: Volumes, keys: Keys) -> tuple[bytes, list[tuple[BlobId, Location]]]:
-        """Read the finished volume back as a stranger would: (SHA-256 of the file, its blobs).  Raises Damaged
-        if it is not as meant."""
+    def _verify(
+        self, volumes: Volumes, keys: Keys
+    ) -> tuple[bytes, list[tuple[BlobId, Location]], Builder | None]:
+        """Read the finished volume back as a stranger would: (SHA-256 of the file, its blobs, its parity if that is kept).
+        Raises Damaged if it is not as meant."""
         where, kind, new, size = "a volume just written", self.kind, self.new, self.used
         header = new.read(0, len(self.sealer.header))
         opener = volumes.written(kind, self.sealer, header, where)
         digest = hashlib.sha256(header)
+        parity = Builder(size) if self._with_parity else None
+        if parity is not None:
+            parity.update(header)
         end = new.read(size - L.TAIL_SIZE, L.TAIL_SIZE)
         tail = layout.decode_tail(opener.tail(end), size, where)
         directory = new.read(tail.offset, size - L.TAIL_SIZE - tail.offset)
@@ -125,6 +136,8 @@ class VolumeWriter:
                 current = location.frame
                 data = new.read(at, L.FRAME_HEADER_SIZE + location.sealed)
                 digest.update(data)
+                if parity is not None:
+                    parity.update(data)
                 at += len(data)
                 head, plain = open_frame(opener, current, data)
                 # Where readers look; what walks a volume without a directory goes by headers.
@@ -146,6 +159,8 @@ class VolumeWriter:
                 raise Damaged("shorter than what was written", where)
             digest.update(rest)
             behind.update(rest)
+            if parity is not None:
+                parity.update(rest)
             at += len(rest)
         # Nothing opens these bytes, and they count for the name: it must not be that of a read that went wrong once.
         if behind.digest() != self._behind.digest():
@@ -153,7 +168,7 @@ class VolumeWriter:
         again = layout.encode_directory(self.frames, self.words, self.ids)
         if [*layout.directory_plain(opener, tail, directory)] != again or [b for b, _ in entries] != self.ids:
             raise Damaged("its directory is not what was written", where)
-        return digest.digest(), entries
+        return digest.digest(), entries, parity
 
     def _write_elsewhere(self, volumes: Volumes) -> None:
         condemned, new = self.new, volumes.storage.create()

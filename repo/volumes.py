@@ -1,4 +1,7 @@
-"""Reading volumes: their names, their directories, single frames.  Knows no index."""
+"""Reading volumes: their names, their directories, single frames.  Knows no index.
+
+What does not open as the disk has it is read once more with the help of the volume's parity, if there is one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import errno
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.format import frame as framing
@@ -16,11 +20,15 @@ from snapfs.repo.format import recipient
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import FrameHeader, Header, Opener, Sealer, derive
 from snapfs.repo.keys import Keys
+from snapfs.repo.mending import Mending, Read
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
+from snapfs.repo.parity import Parity
 from snapfs.repo.storage.base import Storage, hash_in
 
 FOLDERS = {VolumeKind.DATA: "data", VolumeKind.TREE: "trees"}
 OBJECTS = {VolumeKind.DATA: L.DATA_VOLUME, VolumeKind.TREE: L.TREE_VOLUME}
+T = TypeVar("T")
+
 _TAIL_READ = 64 * 1024
 _SECTOR = 4096
 _OPENERS = 256
@@ -35,19 +43,39 @@ def object_name(kind: VolumeKind, name: bytes) -> str:
 class Volumes:
     """The volumes of one repository.  Safe to use from several threads."""
 
-    def __init__(self, storage: Storage, keys: Keys, repository: bytes) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        keys: Keys,
+        repository: bytes,
+        mended: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        """`mended`: is told the name of a volume of which something was read that only its parity gave."""
         self.storage = storage
+        self.parity = Parity(storage)
         self._keys = keys
         self._repository = repository
         self._openers: OrderedDict[bytes, Opener] = OrderedDict()
         self._of_newer_keys: set[bytes] = set()
         """Names of volumes that a reader with old keys cannot open, and that are what their names say."""
+        self._mending: Mending | None = Mending(self.parity, mended)
+        self._raw: Volumes | None = None
         self._lock = threading.Lock()
+
+    def as_they_are(self) -> Volumes:
+        """The same, read without the help of parity: for whoever asks whether they are damaged.  Closed with these."""
+        if self._raw is None:
+            raw = Volumes(self.storage, self._keys, self._repository)
+            raw._mending, raw._of_newer_keys = None, self._of_newer_keys
+            self._raw = raw
+        return self._raw
 
     def close(self) -> None:
         """Forget the keys of all volumes."""
         with self._lock:
             self._openers.clear()
+        if self._raw is not None:
+            self._raw.close()
 
     def listing(self) -> dict[bytes, tuple[VolumeKind, int]]:
         """{name: (kind, size)} of every volume there is.  Names that are none of ours are passed over."""
@@ -66,9 +94,17 @@ class Volumes:
             if opener is not None:
                 self._openers.move_to_end(name)
                 return opener
+        opener = self._helped(kind, name, 0, lambda read, _: self._opened(kind, name, read))
+        with self._lock:
+            self._openers[name] = opener
+            if len(self._openers) > _OPENERS:
+                self._openers.popitem(last=False)
+        return opener
+
+    def _opened(self, kind: VolumeKind, name: bytes, read: Read) -> Opener:
         path = object_name(kind, name)
         try:
-            opener = self.make_opener(kind, self._read(path, 0, L.BACKUP_ONLY_HEADER_SIZE), path)
+            return self.make_opener(kind, read(0, L.BACKUP_ONLY_HEADER_SIZE), path)
         except UnsupportedFormat as error:
             # What a newer snapfs wrote has the hash that its name says: else a bit of the header flipped.
             size = self.storage.size(path) or 0
@@ -80,11 +116,10 @@ class Volumes:
             if isinstance(error, OldKeys):
                 self._of_newer_keys.add(name)
             raise
-        with self._lock:
-            self._openers[name] = opener
-            if len(self._openers) > _OPENERS:
-                self._openers.popitem(last=False)
-        return opener
+
+    def is_there(self, name: bytes) -> bool:
+        """Whether there is a volume of this name, of whatever kind."""
+        return any(self.storage.size(object_name(kind, name)) is not None for kind in VolumeKind)
 
     def is_backup_only(self, kind: VolumeKind, name: bytes) -> bool:
         """Whether a machine wrote it that can only back up: then nobody has seen yet whether its ids are those of its blobs."""
@@ -100,20 +135,67 @@ class Volumes:
 
     def frame(self, kind: VolumeKind, name: bytes, at: Location) -> tuple[FrameHeader, bytes]:
         """Read, open and decompress the frame at a location: (header, plaintext).  One pread."""
-        opener = self.opener(kind, name)
-        data = self._read(object_name(kind, name), at.frame_offset, L.FRAME_HEADER_SIZE + at.sealed)
-        return open_frame(opener, at.frame, data)
+        opener, length = self.opener(kind, name), L.FRAME_HEADER_SIZE + at.sealed
+        return self._helped(
+            kind, name, 0, lambda read, _: open_frame(opener, at.frame, read(at.frame_offset, length))
+        )
 
     def directory(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[tuple[BlobId, int, Location]]:
         """(id, kind, location) of every blob, from the end of the volume alone.  Raises Damaged, StorageError."""
         opener = self.opener(kind, name)
-        tail, data = self._tail(opener, object_name(kind, name), size)
+        tail, data = self._directory(opener, kind, name, size)
         return layout.decode_directory(opener, tail, data)
 
     def frames(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[layout.FrameEntry]:
         opener = self.opener(kind, name)
-        tail, data = self._tail(opener, object_name(kind, name), size)
+        tail, data = self._directory(opener, kind, name, size)
         return layout.directory_frames(opener, tail, data)
+
+    def _directory(
+        self, opener: Opener, kind: VolumeKind, name: bytes, size: int
+    ) -> tuple[layout.Tail, memoryview]:
+        """Tail, and the directory still sealed."""
+        path = object_name(kind, name)
+
+        def work(read: Read, size: int) -> tuple[layout.Tail, memoryview]:
+            tail, data = self._tail(opener, path, size, read)
+            for _ in layout.directory_plain(
+                opener, tail, data
+            ):  # here, and not only where it is read part by part
+                pass
+            return tail, data
+
+        return self._helped(kind, name, size, work)
+
+    def whole(self, kind: VolumeKind, name: bytes, write: Callable[[bytes], None] = lambda _: None) -> bool:
+        """Whether its parity makes a damaged volume what its name says; `write` gets it, piece by piece."""
+        return self._mending is not None and self._mending.whole(name, object_name(kind, name), write)
+
+    def renewed(self, kind: VolumeKind, name: bytes) -> None:
+        """It was written anew, as it had been at first."""
+        self.storage.let_go((object_name(kind, name),))
+        if self._mending is not None:
+            self._mending.forget(name)
+
+    def was_mended(self, name: bytes) -> bool:
+        """Whether something of it was read that only its parity gave."""
+        return self._mending is not None and self._mending.was_needed(name)
+
+    def _helped(self, kind: VolumeKind, name: bytes, size: int, work: Callable[[Read, int], T]) -> T:
+        """What `work` makes of a volume: of a way to read it, and its size."""
+        path = object_name(kind, name)
+
+        def read(offset: int, length: int) -> bytes:
+            return self._read(path, offset, length)
+
+        try:
+            return work(read, size)
+        except Damaged:
+            if self._mending is None:
+                raise
+        # It may have been one read that went wrong, or a file that another process has put right since it was opened here.
+        self.storage.let_go((path,))
+        return self._mending.helped(name, path, size, read, work)
 
     def _read(self, path: str, offset: int, length: int) -> bytes:
         """A part of a volume.  A place that the disk does not give back any more is damage, which the rest of the repository
@@ -176,19 +258,19 @@ class Volumes:
                     for tried, bit in [(salt, other_bit)] if other_bit else _one_bit_off(salt):
                         yield from made(tried, key, epoch, other, bit)
 
-    def _tail(self, opener: Opener, path: str, size: int) -> tuple[layout.Tail, memoryview]:
+    def _tail(self, opener: Opener, path: str, size: int, read: Read) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:
             raise Damaged("cut short", path)
         if size > L.VOLUME_SIZE_LIMIT:
             raise Damaged("longer than a volume can be", path)
         start = max(size - _TAIL_READ, 0)
-        end = self._read(path, start, size - start)
+        end = read(start, size - start)
         if len(end) != size - start:
             raise Damaged("cut short", path)
         tail = layout.decode_tail(opener.tail(end[-L.TAIL_SIZE :]), size, path)
         if tail.offset >= start:
             return tail, memoryview(end)[tail.offset - start : -L.TAIL_SIZE]
-        return tail, memoryview(self._read(path, tail.offset, size - tail.offset - L.TAIL_SIZE))
+        return tail, memoryview(read(tail.offset, size - tail.offset - L.TAIL_SIZE))
 
 
 def _one_bit_off(value: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -27,12 +27,14 @@ from snapfs.repo.format import recipient, records
 from snapfs.repo.format.crypto import verifying_key
 from snapfs.repo.format.envelope import Opener, parse_header
 from snapfs.repo.format.keyslot import open_slot
+from snapfs.repo.format.parity import Builder
 from snapfs.repo.format.records import EventBody, Head
 from snapfs.repo.format.sealed import open_record
 from snapfs.repo.model import Below, Kind, NodeType, VolumeKind
 from snapfs.repo.progress import Progress
 from snapfs.repo.prune.engine import PruneOptions, prune
 from snapfs.repo.repair.snapshots import repair_snapshots
+from snapfs.repo.repair.volumes import repair_volumes
 from snapfs.repo.repository import Repository
 from snapfs.repo.salvage import Salvage
 from snapfs.repo.system import System
@@ -44,6 +46,7 @@ from support.faults import KINDS, Calls, Die, Fault, each
 from support.hostile import node
 from support.machines import ALL, Machine, Notices, brought, ids, reads_back, state
 from support.parts import KEYS, REPOSITORY
+from support.readable import flip
 from support.torture import Rounds
 from support.trees import File, Name, Symlink, make, noise
 
@@ -527,6 +530,27 @@ def test_poisoned_volumes_do_no_harm(tmp_path: Path, source: Path) -> None:
             result
         )
     reads_back(tmp_path, source, whole, other)
+
+
+def test_a_poisoned_volume_is_not_believed_because_parity_makes_it_whole(
+    tmp_path: Path, source: Path
+) -> None:
+    """Its writer damages it himself, and gives the parity for it."""
+    thief = Machine(tmp_path).thief()
+    content = (source / "kept").read_bytes()
+    blob = thief.keys.blob_id(Kind.CONTENT, content)
+    poison = thief.volume(VolumeKind.DATA, [(Kind.CONTENT, blob, noise(len(content), 5))])
+    path = tmp_path / "repository" / object_name(VolumeKind.DATA, poison)
+    data = path.read_bytes()
+    builder = Builder(len(data))
+    builder.update(data)
+    with repos.open_(tmp_path) as repository:
+        repository.volumes.parity.write(poison, builder.parity(poison))
+        flip(path, 8 * (len(data) - 40))
+        repair_volumes(repository, [poison.hex()])
+        assert [v for v in repository.index.volumes() if v.name == poison and v.reliable] == []
+        assert repository.index.holder(blob) is None
+    reads_back(tmp_path, source, repos.snapshot(tmp_path, source))
 
 
 def test_a_poisoned_volume_that_is_alive_costs_only_its_own_snapshot(tmp_path: Path, source: Path) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "restore": ["latest", "-t", "back"], "dump": ["latest", "/"], "stats": [], "check": ["--read-data"],
     "tag": ["--add", "x", "latest"],
     "forget": ["--yes", "latest"], "undelete": ["latest"], "prune": ["--yes"],
+    "parity": [], "parity on": [], "parity off": [],
     "repair index": [], "repair volumes": [], "repair snapshots": [],
     "key list": [], "key add": [], "key passwd": [], "key remove": ["00"], "key recovery": [], "key export": ["file"],
 }  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from snapfs.repo import client as client_module
+from snapfs.repo import parity
 from snapfs.repo.backup.patterns import parse_pattern
 from snapfs.repo.client import Remembered
 from snapfs.repo.errors import Damaged, RepositoryError, UsageError, WrongPassword
@@ -27,10 +28,12 @@ from snapfs.repo.format import labels as L
 from snapfs.repo.format import volume as layout
 from snapfs.repo.format.envelope import Opener, Sealer, parse_header
 from snapfs.repo.format.keyslot import Cost, open_slot, seal_slot
+from snapfs.repo.format.parity import Builder, decode_header
 from snapfs.repo.format.sealed import open_record, seal_record
 from snapfs.repo.grants import admit, open_claim
 from snapfs.repo.index_rows import Rows
 from snapfs.repo.keys import Keys
+from snapfs.repo.mending import Mending
 from snapfs.repo.model import (
     Below,
     BlobId,
@@ -507,7 +510,20 @@ def _golden() -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         )
         return admit({name: found}, {bytes(32): grant}, [bytes(32)], {})
 
+    torn = bytes(5000) + volume[5000:]
+    lost = hashlib.sha256(volume).digest()
+    builder = Builder(len(volume))
+    builder.update(volume)
+
+    def through_parity(data: bytes) -> object:
+        storage = _Objects({"damaged": torn, parity.object_name(lost): data})
+        parts: list[bytes] = []
+        whole = Mending(parity.Parity(storage), lambda _: None).whole(lost, "damaged", parts.append)
+        assert not whole or b"".join(parts) == volume
+        return decode_header(data, lost, "it")
+
     return {
+        "parity": (builder.parity(lost), through_parity),
         "slot": (slot, lambda data: open_slot(data, b"p", "it")),
         "header": (slot[:L.HEADER_SIZE + 12], lambda data: parse_header(data, "it")),
         "volume": (volume, directory),
@@ -534,6 +550,19 @@ def _golden() -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         "state": (msgspec.msgpack.encode(remembered), client_module._decode),
         "patterns": (b"a/**/[b-c]*\n!x\\ y\n{\n[!a\n", patterns),
     }  # fmt: skip
+
+
+class _Objects:
+    """As much of a storage as reads objects."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self._objects = objects
+
+    def size(self, name: str) -> int | None:
+        return len(self._objects[name]) if name in self._objects else None
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        return self._objects[name][offset:][:length]
 
 
 def patterns(data: bytes) -> object:

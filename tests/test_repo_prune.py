@@ -28,6 +28,7 @@ from snapfs.repo.packing import BlobWriter
 from snapfs.repo.prune.engine import PruneOptions, PruneResult, prune
 from snapfs.repo.prune.plan import Plan, Scatter, Unused
 from snapfs.repo.query.stats import Mode, stats
+from snapfs.repo.repair.parity import keep_parity
 from snapfs.repo.repository import Repository
 from snapfs.repo.state import StoredSnapshot
 from snapfs.repo.storage.local import LocalStorage
@@ -830,9 +831,16 @@ def test_a_copy_in_a_damaged_volume_spares_none(desk: Kept) -> None:
         assert same.differences(trees[second.id], same.in_snapshot(repository, node)) == []
 
 
+@pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("other_stays", [False, True])
-def test_what_comes_back_amid_a_prune_keeps_the_copy_that_opens(desk: Kept, other_stays: bool) -> None:
-    """Of two copies, one of them damaged without this machine knowing it, both were to go, or the sound one alone."""
+def test_what_comes_back_amid_a_prune_keeps_the_copy_that_opens(
+    desk: Kept, other_stays: bool, parity: bool
+) -> None:
+    """Of two copies, one of them damaged without this machine knowing it, both were to go, or the sound one alone.  One that only
+    its parity opens is none."""
+    if parity:
+        with desk.open() as repository:
+            keep_parity(repository)
     first = desk.take()
     damaged = max(desk.volumes("data").values(), key=lambda path: path.stat().st_size)
     data = bytearray(damaged.read_bytes())
@@ -856,6 +864,7 @@ def test_what_comes_back_amid_a_prune_keeps_the_copy_that_opens(desk: Kept, othe
 
     with desk.stranger("other") as repository:
         prune(repository, PruneOptions(unused=NONE), Watch(), agreed)
+    shutil.rmtree(desk.folder / "repository/parity", ignore_errors=True)
     with desk.stranger("third") as repository:
         node = repository.trees.resolve(second.record.root, os.fsencode(desk.source))
         assert same.differences(tree, same.in_snapshot(repository, node)) == []

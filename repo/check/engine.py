@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from snapfs.repo.check.beside import WalkBeside
 from snapfs.repo.check.findings import Affected, CheckResult, Problem
+from snapfs.repo.check.parities import ParityLook
 from snapfs.repo.check.scrub import Examiner, VolumeReport
 from snapfs.repo.check.scrubbers import Scrubbers
 from snapfs.repo.check.subset import Listing, Subset
@@ -69,6 +70,7 @@ class _Check:
         """Names of the volumes that are there."""
         self._closed = False
         """The keys were changed: what newer ones sealed is no damage."""
+        self._parities: ParityLook
         self._gone: dict[bytes, tuple[str, str]] = {}
         """Volumes the index knew that are absent or of another size: name -> (path, why)."""
 
@@ -98,6 +100,7 @@ class _Check:
                 self._progress.advance(files=1)
         result.take(walk.found)
         self._absences(walk)
+        self._parities.tell(result)
         if walk.unreadable:
             there = repository.volumes.listing().keys()
             repository.index.mark(walk.unreadable, False)
@@ -110,7 +113,10 @@ class _Check:
         read = self._chosen(listing)
         to_read = sum(listing[name][1] for name in read)
         self._progress.phase("check volumes", len(listing), to_read or None)
-        examiner = Examiner(repository.volumes, repository.keys, read, repository.index.fingerprint)
+        self._parities = ParityLook(repository, self._progress)
+        examiner = Examiner(
+            repository.volumes, repository.keys, read, repository.index.fingerprint, self._parities.listing
+        )
         walk = TreeCheck(repository, self._progress)
         with (
             Scrubbers(examiner, to_read) as scrubbers,
@@ -256,6 +262,7 @@ class _Check:
         if self._progress.interrupted:
             raise KeyboardInterrupt
         result = self._result
+        self._parities.count(report, result)
         for text in report.problems:
             path = object_name(report.kind, report.name)
             result.add("volume", text.removeprefix(f"{path}: "), path)

@@ -7,7 +7,7 @@ from the same buffers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,8 +16,10 @@ from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.crypto import keyed_hash
 from snapfs.repo.format.envelope import Opener
+from snapfs.repo.format.parity import Builder, Shape
 from snapfs.repo.keys import Keys
 from snapfs.repo.model import BlobId, Location, MiB, VolumeKind
+from snapfs.repo.parity import MISSING, WRONG
 from snapfs.repo.volumes import Volumes, object_name, open_frame
 
 _WINDOW = MiB
@@ -45,15 +47,20 @@ class VolumeReport(NamedTuple):
     """Of its blobs, as Index.fingerprint has it.  None: its directory was not read whole, or nobody wants it."""
     newer: bool = False
     """These keys do not open it, but those that took their place."""
+    parity: str = ""
+    """What is wrong with the parity of a sound volume, if any is kept."""
 
 
 class Examiner:
     def __init__(
-        self, volumes: Volumes, keys: Keys, read: Collection[bytes], fingerprint: Fingerprint | None = None
-    ) -> None:
-        """`read`: names of the volumes of which every byte is to be read."""
+        self, volumes: Volumes, keys: Keys, read: Collection[bytes], fingerprint: Fingerprint | None = None,
+        parity: Mapping[bytes, int] | None = None,
+    ) -> None:  # fmt: skip
+        """`read`: names of the volumes of which every byte is to be read; `parity`: {name: size of its parity} of those that
+        have one, None if it is not to be looked at."""
         self._fingerprint = fingerprint
-        self._volumes = volumes
+        self._volumes = volumes.as_they_are()
+        self._parity = parity
         self._storage = volumes.storage
         self._blob_keys = {int(kind): key for kind, key in keys.blob_keys.items()}
         self._to_read = read
@@ -75,7 +82,20 @@ class Examiner:
         except RepositoryError as error:
             found.problem(error)
         print_ = found.fingerprint if found.whole and self._fingerprint is not None else None
-        return VolumeReport(name, kind, size, found.problems, found.blobs, found.plain, read, print_)
+        parity = "" if found.problems else self._wrong_parity(name, size, found.parity)
+        return VolumeReport(
+            name, kind, size, found.problems, found.blobs, found.plain, read, print_, parity=parity
+        )
+
+    def _wrong_parity(self, name: bytes, size: int, made: Builder | None) -> str:
+        """`made`: from all bytes of the volume, if they were read."""
+        if self._parity is None:
+            return ""
+        if name not in self._parity:
+            return MISSING
+        if self._parity[name] != Shape(size).length:
+            return WRONG
+        return "" if made is None else self._volumes.parity.differs(name, made.parity(name))
 
     def _read(
         self,
@@ -87,12 +107,15 @@ class Examiner:
         listed: Iterator[list[Entry]],
     ) -> None:
         digest, at = hashlib.sha256(), 0
+        found.parity = parity = None if self._parity is None else Builder(size)
         frames: list[list[Entry]] = []
 
         def window(end: int) -> None:
             nonlocal at
             data = self._storage.read(path, at, end - at)
             digest.update(data)
+            if parity is not None:
+                parity.update(data)
             view = memoryview(data)
             for frame in frames:
                 try:
@@ -144,6 +167,8 @@ class _Reading:
         self.blobs = self.plain = self.fingerprint = 0
         self.whole = False
         """Its directory was read to the end."""
+        self.parity: Builder | None = None
+        """Of its bytes, as far as they were read."""
 
     def problem(self, error: RepositoryError) -> None:
         if len(self.problems) < _PROBLEMS:

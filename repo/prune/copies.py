@@ -24,14 +24,15 @@ def damaged_copies(
     Of a victim whose own directory does not open nothing can be said: it is named, too, so that it stays.  Raises StorageError.
     """
     index = repository.index
-    reader = BlobReader(index, repository.volumes, repository.keys, lambda _: False, 16 * MiB)
+    volumes = repository.volumes.as_they_are()  # one that only its parity opens may be the next to be lost
+    reader = BlobReader(index, volumes, repository.keys, lambda _: False, 16 * MiB)
     asked = [use for use in victims if use.copies]
     progress.phase("compare copies", len(asked))
     found: set[int] = set()
     for use in asked:
         volume = use.volume
         try:
-            for blob, kind, _ in repository.volumes.directory(volume.kind, volume.name, volume.size):
+            for blob, kind, _ in volumes.directory(volume.kind, volume.name, volume.size):
                 if progress.interrupted:
                     raise KeyboardInterrupt
                 for at in index.copies(blob):

@@ -143,10 +143,14 @@ class _Prune:
         result.unused = result.plan.unused
 
     def _has_old_keys(self, volume: IndexedVolume) -> bool:
+        """And, if it is not relied on, because it was written after they were changed, that it says what is in it."""
+        volumes = self._repository.volumes
         try:
-            return (
-                self._repository.volumes.opener(volume.kind, volume.name).epoch < self._repository.keys.epoch
-            )
+            old = volumes.opener(volume.kind, volume.name).epoch < self._repository.keys.epoch
+            if old and not volume.usable:
+                for _ in volumes.directory(volume.kind, volume.name, volume.size):
+                    pass
+            return old
         except (Damaged, UnsupportedFormat):
             return False
 
@@ -161,6 +165,7 @@ class _Prune:
             else:
                 result.bytes_left += result.plan.read
         result.in_the_way = self._removal.in_the_way if result.bytes_left else []
+        self._removal.sweep_parity()
 
     def _measure(self, live: list[StoredSnapshot]) -> Usage:
         """What is needed.  An index that misses something is built anew, once, before that is believed."""

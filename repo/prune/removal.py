@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+from snapfs.repo.blobs import BlobReader
 from snapfs.repo.errors import BlobMissing, Damaged, StorageError, UnsupportedFormat
 from snapfs.repo.marks import Marks
-from snapfs.repo.model import BlobId, Kind, Location
+from snapfs.repo.model import BlobId, Kind, Location, MiB
 from snapfs.repo.progress import Progress
 from snapfs.repo.quiet import Quiet
 from snapfs.repo.repository import Repository
@@ -17,6 +18,8 @@ from snapfs.repo.usage import NeededBlobs, Usage, VolumeUse, live_snapshots
 from snapfs.repo.volumes import object_name
 
 _BATCH = 4096
+_SWEPT = 256
+"""Parities that are removed at once."""
 _HELD = 1.0
 """Seconds for which writers wait at the gate while a batch is unlinked, about."""
 
@@ -100,6 +103,23 @@ class Removal:
         self._repository.client.remember_damage(gone=self._gone)
         self._gone = []
 
+    def sweep_parity(self) -> None:
+        """That of volumes which are not there: gone just now, set aside, or of a writer that died too early.  Not while somebody
+        writes: his volumes get their names after their parity."""
+        volumes = self._repository.volumes
+        try:
+            there = volumes.parity.listing()
+            todo = sorted(there.keys() - volumes.listing().keys()) if there else []
+            for at in range(0, len(todo), _SWEPT):
+                with self._quiet.shut() as free:
+                    if not free:
+                        return
+                    volumes.parity.remove(
+                        [name for name in todo[at : at + _SWEPT] if not volumes.is_there(name)]
+                    )
+        except StorageError as error:
+            self._progress.notice(f"the parity of volumes that are gone was not removed: {error}")
+
     def _unlink(self, batch: list[VolumeUse], gone: list[VolumeUse]) -> None:
         storage, until = self._repository.storage, time.monotonic() + _HELD
         for at in range(0, len(batch), 16):
@@ -148,6 +168,9 @@ class _Sparing(NeededBlobs):
     def __init__(self, repository: Repository, progress: Progress) -> None:
         super().__init__(repository, progress)
         self._walked = Marks()
+        self._as_they_are = BlobReader(
+            self.index, repository.volumes.as_they_are(), repository.keys, lambda _: False, 16 * MiB
+        )
         self.seen: set[bytes] = set()
         self.there: set[int] = set()
         self.usable: set[int] = set()
@@ -172,9 +195,10 @@ class _Sparing(NeededBlobs):
         return self._walked.add_blob(min(copies))
 
     def _opens(self, kind: Kind, blob: bytes, at: Location) -> bool:
-        """A volume may be damaged without this machine knowing it; asked only where one of several copies goes."""
+        """A volume may be damaged without this machine knowing it; asked only where one of several copies goes.  One that only
+        parity opens is no copy to go by."""
         try:
-            self.reader.read_at(BlobId(blob), kind, at)
+            self._as_they_are.read_at(BlobId(blob), kind, at)
         except Damaged:
             return False
         return True

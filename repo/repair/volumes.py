@@ -1,13 +1,16 @@
-"""Damaged volumes: all that still opens in them is stored anew, then they are set aside, as they are.
+"""Damaged volumes: what its parity makes whole takes its own place; of the others, all that still opens is stored anew, then they
+are set aside, as they are.
 
-In this order, for each: read it whole; note it as damaged, so that nothing new relies on it; store every blob that does not
-read back from another volume; make that durable; move the volume to trash/.  Killed anywhere, what could be read can still
-be read, and the next run goes on: what was stored anew is found and not stored again.
+In this order, for each: read it whole; note it as damaged, so that nothing new relies on it.  Write what its parity makes of it
+beside it; is the SHA-256 of that its name, it is what was written, and is renamed over the damaged one.  If not: store every
+blob that does not read back from another volume; make that durable; move the volume to trash/.  Killed anywhere, what could be
+read can still be read, and the next run goes on: what was stored anew is found and not stored again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from snapfs.repo.blobs import BlobReader
@@ -20,6 +23,7 @@ from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repository import Repository
 from snapfs.repo.salvage import Salvage, SavedBlob
+from snapfs.repo.storage.base import NewObject
 from snapfs.repo.volumes import object_name
 
 _SHORTEST = 4
@@ -35,6 +39,8 @@ class MendedVolume:
     """Blobs in it that open, or can be had from other volumes."""
     lost: int | None = None
     """Blobs that can be had from nowhere; None if it is not known what was in it."""
+    whole: bool = False
+    """Its parity made it what it was (in a dry run: could); then nothing is saved or lost."""
     aside: str = ""
     """Where it lies now; empty if it stays, because the disk may give more of it one day, or it was a dry run."""
 
@@ -71,9 +77,9 @@ class _Mending:
         self._progress = progress
         self._result = VolumesMended()
         self._reader = BlobReader(
-            repository.index, repository.volumes, repository.keys, lambda _: False, 16 * MiB
+            repository.index, repository.volumes.as_they_are(), repository.keys, lambda _: False, 16 * MiB
         )
-        """Never looks again: what it is asked for is one place."""
+        """Never looks again, nor at parity: what it is asked for is one place, and whether that is sound."""
 
     def run(self, names: list[str]) -> VolumesMended:
         repository, result = self._repository, self._result
@@ -81,12 +87,12 @@ class _Mending:
         listing = repository.volumes.listing()
         wanted = {_named(name, listing) for name in names} if names else self._suspected(listing)
         self._progress.phase("repair volumes", len(wanted), sum(listing[name][1] for name in wanted))
-        examiner = Examiner(repository.volumes, repository.keys, wanted)
+        self._examiner = Examiner(repository.volumes, repository.keys, wanted)
         for name in sorted(wanted):
             if self._progress.interrupted:
                 raise KeyboardInterrupt
             kind, size = listing[name]
-            report = examiner.examine(name, kind, size)
+            report = self._examiner.examine(name, kind, size)
             if report.problems:
                 self._mend(name, kind, report.problems)
             else:
@@ -107,25 +113,64 @@ class _Mending:
         repository = self._repository
         path = object_name(kind, name)
         mended = MendedVolume(path, [text.removeprefix(f"{path}: ") for text in problems])
+        self._result.volumes.append(mended)
         if not self._dry_run:
             repository.note_damaged([name])
-        salvage = Salvage(repository.volumes, kind, name)
+        mended.whole = repository.volumes.whole(kind, name) if self._dry_run else self._make_whole(name, kind)
+        if mended.whole:
+            return
+        salvages = self._salvages(name, kind)
         if self._dry_run:
-            mended.saved = sum(1 for _ in salvage.blobs())
+            mended.saved = sum(1 for _ in _each(salvages))
         else:
             with repository.writer() as writer:
-                for blob in salvage.blobs():
+                for blob in _each(salvages):
                     mended.saved += 1
                     self._store(writer, blob)
                 writer.flush()
                 self._result.bytes_stored += writer.stored.volumes
-        if salvage.listed is not None:
-            mended.lost = salvage.listed - mended.saved
+        listed = [salvage.listed for salvage in salvages if salvage.listed is not None]
+        if listed:
+            mended.lost = listed[0] - mended.saved
         # What a disk does not give back today, it may give back at another machine.
-        if not self._dry_run and not (salvage.unreadable and mended.lost != 0):
+        unreadable = any(salvage.unreadable for salvage in salvages)
+        if not self._dry_run and not (unreadable and mended.lost != 0):
             mended.aside = repository.storage.set_aside(path)
             repository.client.remember_damage(gone=[name])
-        self._result.volumes.append(mended)
+
+    def _salvages(self, name: bytes, kind: VolumeKind) -> list[Salvage]:
+        """What the disk has of it, and what its parity makes of that, if it has any."""
+        volumes, image = self._repository.volumes, bytearray()
+        volumes.whole(kind, name, image.extend)
+        found = [Salvage(volumes, kind, name)]
+        return [*found, Salvage(volumes, kind, name, image=image)] if image else found
+
+    def _make_whole(self, name: bytes, kind: VolumeKind) -> bool:
+        """With the help of its parity, if that reaches.  What it takes the place of has nothing that it has not."""
+        repository, path = self._repository, object_name(kind, name)
+        new = repository.storage.create()
+        try:
+            if not repository.volumes.whole(kind, name, new.write):
+                return False
+            if _digest(new) != name:
+                raise Damaged(
+                    "does not read back as it was written: is the memory of this machine sound?", path
+                )
+            new.sync()
+            new.publish(path)
+        finally:
+            new.discard()
+        repository.storage.sync_names()
+        repository.volumes.renewed(kind, name)
+        size = repository.storage.size(path) or 0
+        # What its name stands for is not yet what its directory says: it may be somebody's who can only back up.
+        if self._examiner.examine(name, kind, size).problems:
+            return False
+        # The index may know it as what could be read of it.
+        entries = repository.volumes.directory(kind, name, size)
+        repository.index.add(name, kind, size, [(blob, at) for blob, _, at in entries])
+        repository.note_sound([name])
+        return True
 
     def _store(self, writer: BlobWriter, blob: SavedBlob) -> None:
         """Store a blob unless another copy reads back: what the index says of it is not enough."""
@@ -150,6 +195,27 @@ class _Mending:
             for snapshot in snapshots:
                 walk.name(snapshot)
         self._result.found = walk.found
+
+
+def _digest(new: NewObject) -> bytes:
+    """SHA-256 of what was written."""
+    digest, at = hashlib.sha256(), 0
+    while data := new.read(at, 8 * MiB):
+        digest.update(data)
+        at += len(data)
+    return digest.digest()
+
+
+def _each(salvages: Iterable[Salvage]) -> Iterator[SavedBlob]:
+    """What each has that those before it have not."""
+    before: set[bytes] = set()
+    for salvage in salvages:
+        found = set()
+        for blob in salvage.blobs():
+            found.add(blob.id)
+            if blob.id not in before:
+                yield blob
+        before |= found
 
 
 def _named(text: str, listing: Iterable[bytes]) -> bytes:

@@ -20,11 +20,17 @@ CHEAP = Cost(64, 1, 1)
 
 
 def create(
-    folder: Path, *, volume_size: int = 8 * MiB, chunks: tuple[int, int, int] = (64 * KiB, 256 * KiB, MiB)
-) -> None:
+    folder: Path, *, volume_size: int = 8 * MiB, chunks: tuple[int, int, int] = (64 * KiB, 256 * KiB, MiB),
+    parity: bool = False,
+) -> None:  # fmt: skip
     """An empty repository in folder/repository."""
     Repository.create(
-        str(folder / "repository"), PASSWORD, cost=CHEAP, volume_size=volume_size, chunks=chunks
+        str(folder / "repository"),
+        PASSWORD,
+        cost=CHEAP,
+        volume_size=volume_size,
+        chunks=chunks,
+        parity=parity,
     )
 
 

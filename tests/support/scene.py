@@ -9,6 +9,7 @@ the next backup reads back too, leftovers are swept, `check --read-data` finds n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,10 +26,14 @@ import pytest
 from snapfs.repo.check.engine import check
 from snapfs.repo.creation import README
 from snapfs.repo.errors import WrongPassword
+from snapfs.repo.parity import MARKER
+from snapfs.repo.parity import README as PARITY_README
+from snapfs.repo.repair.parity import look
 from snapfs.repo.repository import Repository
 from snapfs.repo.state import StoredSnapshot
 from support import same
 from support.interpose import NO_FAULT, Commands, Done, Fault, one_line
+from support.readable import flip
 from support.trees import File, Name, Symlink, make, noise
 
 PARTS = ("repository", "cache", "state", "target")
@@ -48,6 +53,8 @@ VERBS = (
     "key remove",
     "key rotate",
     "repair index",
+    "repair volumes",
+    "parity on",
     "restore",
     "check",
     "prune",
@@ -56,7 +63,13 @@ FORGETS = re.compile("what this machine has seen of the repository is (not remem
 COMMANDS = {"first backup": "backup", "backup only": "backup", "policy": "forget"}
 """Verbs that are another command's.  "backup only": by a machine that can do nothing else, beside its whole key's user."""
 BACKUPS = ("first backup", "backup", "backup only")
-STATES = {"first backup": "bare", "backup only": "only", "prune": "aged"}
+STATES = {
+    "first backup": "bare",
+    "backup only": "only",
+    "prune": "aged",
+    "repair volumes": "harmed",
+    "parity on": "without parity",
+}
 """What there is before a command, where it is not what there is before the others."""
 PASSWORD, OTHER, NEW, ONLY = b"first", b"second", b"third", b"fourth"
 _TREE = {
@@ -86,7 +99,7 @@ class Scene:
             "XDG_STATE_HOME": str(home / "state"),
         })  # fmt: skip
         before = same.on_disk(self.source)
-        self._run("init")
+        self._run("init", "--parity")
         shutil.copytree(home / "repository", self._saved / "bare/repository")
         for name in ("data", "trees", "tmp", "locks"):  # some ways of copying leave empty folders out
             (self._saved / "bare/repository" / name).rmdir()
@@ -100,6 +113,7 @@ class Scene:
         self._run("forget", "--yes", self.gone.hex())
         self.committed = {self.oldest: before, self.kept: before}
         self.save()
+        self._harm()
         self._run("key", "add", "--backup-only", socket.gethostname(), SNAPFS_NEW_PASSWORD=ONLY.decode())
         self.only = {self._backed_up(SNAPFS_PASSWORD=ONLY.decode()): before}
         """By the machine that can do nothing else."""
@@ -131,6 +145,17 @@ class Scene:
     def save(self, name: str = "") -> None:
         for part in PARTS[:3]:
             shutil.copytree(self.home / part, self._saved / name / part, dirs_exist_ok=True)
+
+    def _harm(self) -> None:
+        """A volume that its parity makes whole; and no parity at all."""
+        self.harmed = max((self.place / "data").rglob("*"), key=lambda path: path.stat().st_size)
+        shutil.copytree(self._saved / "repository", self._saved / "harmed/repository")
+        flip(self._saved / "harmed" / self.harmed.relative_to(self.home), 8 * 20_000)
+        shutil.copytree(self._saved / "repository", self._saved / "without parity/repository")
+        shutil.rmtree(self._saved / "without parity/repository/parity")
+        for part in PARTS[1:3]:
+            for name in ("harmed", "without parity"):
+                shutil.copytree(self._saved / part, self._saved / name / part)
 
     def _age(self) -> None:
         """What there is to prune: a volume that nothing needs, some that are needed in part, and one, all needed, in which the
@@ -184,6 +209,8 @@ class Scene:
             "policy": ["--yes", "--keep-last", "1"],
             "undelete": [self.gone.hex()],
             "tag": ["--add", "t", self.kept.hex()],
+            "init": ["--parity"],
+            "repair volumes": [self.harmed.name],
             "key remove": [self.other_key],
             "key rotate": ["--yes"],
             "restore": [f"{self.kept.hex()}:{self.source}", "-t", self.home / "target"],
@@ -219,8 +246,9 @@ class Scene:
         node = repository.trees.resolve(snapshot.record.root, os.fsencode(self.source))
         return same.in_snapshot(repository, node)
 
-    def whole(self, verb: str, code: int) -> None:
-        """Every committed snapshot is there and reads back, and so does whatever else is shown."""
+    def whole(self, verb: str, code: int, *, parity: bool = True) -> None:
+        """Every committed snapshot is there and reads back, and so does whatever else is shown.  `parity`: that all volumes have
+        theirs, if it ended well: not those of an earlier writer whose names a power cut took in part."""
         must = dict(self.committed) if verb != "first backup" else {}
         if verb == "prune":
             must |= self.aged
@@ -265,6 +293,11 @@ class Scene:
                 assert self.gone in shown, "a snapshot that was said to be back is not"
             if verb == "tag" and code == 0:
                 assert b"t" in shown[self.kept].tags
+            if verb == "repair volumes" and code == 0:
+                assert hashlib.sha256(self.harmed.read_bytes()).hexdigest() == self.harmed.name
+            if code == 0 and parity and verb in (*BACKUPS, "parity on", "prune"):
+                kept = look(repository)
+                assert kept.with_parity == kept.volumes, "a volume has no parity"
         if verb == "restore" and code == 0:
             self._restored()
 
@@ -303,12 +336,12 @@ class Scene:
             return False
         return True
 
-    def sound(self, verb: str, code: int) -> None:
+    def sound(self, verb: str, code: int, *, parity: bool = True) -> None:
         """Everything that must hold after the command ended so: exit code, or anything else if it was killed."""
         if verb == "init":
             self._sound_init(code)
             return
-        self.whole(verb, code)
+        self.whole(verb, code, parity=parity)
         password = (ONLY if verb == "backup only" else self._password(verb, code)).decode()
         again = self._again(*self.args(verb), SNAPFS_PASSWORD=password)
         # What was done already is refused, in plain words.
@@ -345,10 +378,11 @@ class Scene:
             assert result.ok, result.problems
 
     def _sound_init(self, code: int) -> None:
-        again = self._again("init")
+        again = self._again("init", "--parity")
         if code == 0:
             assert again.code == 1, "an init that said it was done has to be there"
             assert (self.place / "README.txt").read_text() == README
+            assert (self.place / MARKER).read_text() == PARITY_README
             with self.open() as repository:
                 assert [note is not None for _, note in repository.slots.notes()] == [True]
         if again.code != 0:
