@@ -57,7 +57,12 @@ def _compare(
     if lost:
         volumes.storage.let_go(object_name(known[name].kind, name) for name in lost)
         index.mark(lost, False)
-    wanted = [name for name in listing if thorough or name not in known] if can_read else []
+    wanted = [
+        name
+        for name in listing
+        # One that is longer than it was known to be had been cut then, and was brought back.
+        if can_read and (thorough or name not in known or known[name].size < listing[name][1])
+    ]
     if wanted:
         progress.phase("index", len(wanted), sum(listing[name][1] for name in wanted))
         volumes.storage.adopt(object_name(listing[name][0], name) for name in wanted)
