@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from snapfs.repo.errors import BlobMissing, Damaged, StorageError, UnsupportedFormat
-from snapfs.repo.index import IndexBroken, IndexedVolume
+from snapfs.repo.index import IndexBroken
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.prune.copies import damaged_copies
@@ -97,6 +97,8 @@ class _Prune:
         self._options = options
         self._progress = progress
         self._result = PruneResult()
+        self._sparing = False
+        """Some copy turned out to be damaged: then what is not relied on stays, whatever it is."""
         self._written: set[bytes] = set()
         """Names of new volumes."""
 
@@ -119,6 +121,7 @@ class _Prune:
                 "and `snapfs check --read-data` says more"
             )
             repository.note_damaged(damaged)
+            self._sparing = True
             self._usage = self._measure(self._live)
             self._plan()
         result.done = True
@@ -135,22 +138,26 @@ class _Prune:
         options, repository, result = self._options, self._repository, self._result
         if options.old_keys:
             for use in self._usage.volumes.values():
-                use.must_go = self._has_old_keys(use.volume)
+                use.must_go = self._has_old_keys(use)
         result.plan = plan(
             self._usage.volumes.values(), options.unused, options.most,
             options.volume_size or repository.config.volume_size, options.scatter, repository.storage.free(),
         )  # fmt: skip
         result.unused = result.plan.unused
 
-    def _has_old_keys(self, volume: IndexedVolume) -> bool:
-        """And, if it is not relied on, because it was written after they were changed, that it says what is in it."""
-        volumes = self._repository.volumes
+    def _has_old_keys(self, use: VolumeUse) -> bool:
+        """Of one that is not relied on only if that is because it was written after the keys were changed, and if the index knows
+        all that is in it: what is noted as damaged may be all there is of something."""
+        repository, volume = self._repository, use.volume
+        volumes = repository.volumes.as_they_are()
         try:
-            old = volumes.opener(volume.kind, volume.name).epoch < self._repository.keys.epoch
-            if old and not volume.usable:
-                for _ in volumes.directory(volume.kind, volume.name, volume.size):
-                    pass
-            return old
+            old = volumes.opener(volume.kind, volume.name).epoch < repository.keys.epoch
+            if not old or volume.usable:
+                return old
+            if self._sparing or volume.name in repository.client.remembered.damaged:
+                return False
+            listed = sum(1 for _ in volumes.directory(volume.kind, volume.name, volume.size))
+            return listed == use.blobs and not repository.trusts(volume.kind, volume.name)
         except (Damaged, UnsupportedFormat):
             return False
 

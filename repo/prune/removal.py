@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection
 
@@ -118,7 +119,9 @@ class Removal:
                         [name for name in todo[at : at + _SWEPT] if not volumes.is_there(name)]
                     )
         except StorageError as error:
-            self._progress.notice(f"the parity of volumes that are gone was not removed: {error}")
+            with contextlib.suppress(StorageError):
+                if volumes.parity.is_kept():
+                    self._progress.notice(f"the parity of volumes that are gone was not removed: {error}")
 
     def _unlink(self, batch: list[VolumeUse], gone: list[VolumeUse]) -> None:
         storage, until = self._repository.storage, time.monotonic() + _HELD
@@ -183,9 +186,11 @@ class _Sparing(NeededBlobs):
         copies = [at for at in there if at.volume in self.usable] or there
         if not copies:
             raise BlobMissing(blob)
-        going = [at for at in copies if at.volume in self.victims]
+        # Of those that go also one that is not relied on: it may be the one that opens.
+        going = [at for at in there if at.volume in self.victims]
         staying = [at for at in copies if at.volume not in self.victims]
         if going and not any(self._opens(kind, blob, at) for at in staying):
+            going.sort(key=lambda at: at.volume not in self.usable)
             kept = going[0]
             if len(going) > 1:
                 kept = next((at for at in going if self._opens(kind, blob, at)), kept)

@@ -18,6 +18,7 @@ from snapfs.repo.check.findings import CheckResult
 from snapfs.repo.check.scrub import Examiner
 from snapfs.repo.check.treecheck import TreeCheck
 from snapfs.repo.errors import Damaged, UsageError
+from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import MiB, VolumeKind
 from snapfs.repo.packing import BlobWriter
 from snapfs.repo.progress import SILENT, Progress
@@ -67,7 +68,12 @@ def repair_volumes(
         return _Mending(repository, dry_run, progress).run(list(names))
     # Alone: of two, each could set aside the copy that the other has just read a blob back from.
     with repository.storage.locks.alone(), repository.writing():
-        return _Mending(repository, dry_run, progress).run(list(names))
+        mending, names = _Mending(repository, dry_run, progress), list(names)
+        try:
+            return mending.run(names)
+        except IndexBroken:
+            repository.synchronise(thorough=True)
+            return mending.run(names, again=True)
 
 
 class _Mending:
@@ -81,11 +87,19 @@ class _Mending:
         )
         """Never looks again, nor at parity: what it is asked for is one place, and whether that is sound."""
 
-    def run(self, names: list[str]) -> VolumesMended:
+    def run(self, names: list[str], *, again: bool = False) -> VolumesMended:
+        """`again`: from where an earlier run was cut off."""
         repository, result = self._repository, self._result
         repository.synchronise()
         listing = repository.volumes.listing()
-        wanted = {_named(name, listing) for name in names} if names else self._suspected(listing)
+        named = bool(names)
+        if again:
+            result.volumes = [one for one in result.volumes if one.whole or one.aside]
+            done = {one.path.rpartition("/")[2] for one in result.volumes if one.aside}
+            names = [
+                name for name in names if not any(one.startswith(name.rpartition("/")[2]) for one in done)
+            ]
+        wanted = {_named(name, listing) for name in names} if named else self._suspected(listing)
         self._progress.phase("repair volumes", len(wanted), sum(listing[name][1] for name in wanted))
         self._examiner = Examiner(repository.volumes, repository.keys, wanted)
         for name in sorted(wanted):
