@@ -82,7 +82,7 @@ def _print(settings: Settings, result: CheckResult) -> None:
         out(
             f"damage found: {count(result.problem_count, 'problem')}, {count(result.affected_count, 'affected file')}"
         )
-        if all(problem.kind == "parity" for problem in result.problems):
+        if result.problem_count == sum(p.kind == "parity" and p.where != "parity" for p in result.problems):
             out("Nothing of the backups is damaged: `snapfs parity on --read-data` makes the parity anew.")
             return
         out(

@@ -14,6 +14,7 @@ Exit: 0 all is well, or was made so; 1 something is damaged and stays so, or cou
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -23,7 +24,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -148,6 +149,7 @@ def replace(path: Path, pieces: Iterable[bytes], old: os.stat_result, tmp: Path)
     """Puts the whole volume in the place of the damaged one; owner and mode stay."""
     tmp.mkdir(mode=0o700, exist_ok=True)
     file, unfinished = tempfile.mkstemp(dir=tmp)
+    fcntl.flock(file, fcntl.LOCK_EX)  # what is not locked there is swept away by the next backup
     try:
         with open(file, "wb") as out:
             if sha256(pieces, out) != path.name:
@@ -161,7 +163,8 @@ def replace(path: Path, pieces: Iterable[bytes], old: os.stat_result, tmp: Path)
     finally:
         Path(unfinished).unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
+    with suppress(OSError):  # some file systems have none for folders
+        os.fsync(folder)
     os.close(folder)
 
 

@@ -33,9 +33,10 @@ class Mending:
         self._mended: set[bytes] = set()
         self._lock = threading.Lock()
 
-    def helped(self, name: bytes, path: str, size: int, read: Read, work: Callable[[Read, int], T]) -> T:
-        """What `work` makes of a volume as the disk has it (of its `read`, and its `size`); where that is damaged, as its parity
-        has it.  Raises what `work` raises with the bytes of the disk."""
+    def helped(self, name: bytes, path: str, size: int, read: Read, work: Callable[[Read, int], T],
+               mended: Callable[[Read, int], T]) -> T:  # fmt: skip
+        """What `work` makes of a volume as the disk has it (of its `read`, and its `size`); where that is damaged, what `mended`
+        makes of it as its parity has it.  Raises what `work` raises."""
         try:
             return work(read, size)
         except Damaged as error:
@@ -44,7 +45,7 @@ class Mending:
             mender = self._mender(name, path)
             if mender is None:
                 raise damage
-            found = work(mender.read, mender.size)
+            found = mended(mender.read, mender.size)
         except RepositoryError:  # whatever is wrong with its parity, it is the volume that was asked for
             raise damage from None
         self._tell(name, path)

@@ -94,7 +94,9 @@ class Volumes:
             if opener is not None:
                 self._openers.move_to_end(name)
                 return opener
-        opener = self._helped(kind, name, 0, lambda read, _: self._opened(kind, name, read))
+        return self._keep(name, self._helped(kind, name, 0, lambda read, _: self._opened(kind, name, read)))
+
+    def _keep(self, name: bytes, opener: Opener) -> Opener:
         with self._lock:
             self._openers[name] = opener
             if len(self._openers) > _OPENERS:
@@ -135,37 +137,35 @@ class Volumes:
 
     def frame(self, kind: VolumeKind, name: bytes, at: Location) -> tuple[FrameHeader, bytes]:
         """Read, open and decompress the frame at a location: (header, plaintext).  One pread."""
-        opener, length = self.opener(kind, name), L.FRAME_HEADER_SIZE + at.sealed
-        return self._helped(
-            kind, name, 0, lambda read, _: open_frame(opener, at.frame, read(at.frame_offset, length))
-        )
+        length = L.FRAME_HEADER_SIZE + at.sealed
+
+        def work(opener: Opener, read: Read, _: int) -> tuple[FrameHeader, bytes]:
+            return open_frame(opener, at.frame, read(at.frame_offset, length))
+
+        return self._opening(kind, name, 0, work)
 
     def directory(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[tuple[BlobId, int, Location]]:
         """(id, kind, location) of every blob, from the end of the volume alone.  Raises Damaged, StorageError."""
-        opener = self.opener(kind, name)
-        tail, data = self._directory(opener, kind, name, size)
+        opener, tail, data = self._directory(kind, name, size)
         return layout.decode_directory(opener, tail, data)
 
     def frames(self, kind: VolumeKind, name: bytes, size: int) -> Iterator[layout.FrameEntry]:
-        opener = self.opener(kind, name)
-        tail, data = self._directory(opener, kind, name, size)
+        opener, tail, data = self._directory(kind, name, size)
         return layout.directory_frames(opener, tail, data)
 
-    def _directory(
-        self, opener: Opener, kind: VolumeKind, name: bytes, size: int
-    ) -> tuple[layout.Tail, memoryview]:
+    def _directory(self, kind: VolumeKind, name: bytes, size: int) -> tuple[Opener, layout.Tail, memoryview]:
         """Tail, and the directory still sealed."""
         path = object_name(kind, name)
 
-        def work(read: Read, size: int) -> tuple[layout.Tail, memoryview]:
+        def work(opener: Opener, read: Read, size: int) -> tuple[Opener, layout.Tail, memoryview]:
             tail, data = self._tail(opener, path, size, read)
             for _ in layout.directory_plain(
                 opener, tail, data
             ):  # here, and not only where it is read part by part
                 pass
-            return tail, data
+            return opener, tail, data
 
-        return self._helped(kind, name, size, work)
+        return self._opening(kind, name, size, work)
 
     def whole(self, kind: VolumeKind, name: bytes, write: Callable[[bytes], None] = lambda _: None) -> bool:
         """Whether its parity makes a damaged volume what its name says; `write` gets it, piece by piece."""
@@ -173,29 +173,52 @@ class Volumes:
 
     def renewed(self, kind: VolumeKind, name: bytes) -> None:
         """It was written anew, as it had been at first."""
-        self.storage.let_go((object_name(kind, name),))
+        self._look_anew(kind, name)
+        if self._raw is not None:
+            self._raw._look_anew(kind, name)
         if self._mending is not None:
             self._mending.forget(name)
+
+    def _look_anew(self, kind: VolumeKind, name: bytes) -> None:
+        """Open its file again, and go by its header once more."""
+        self.storage.let_go((object_name(kind, name),))
+        with self._lock:
+            self._openers.pop(name, None)
 
     def was_mended(self, name: bytes) -> bool:
         """Whether something of it was read that only its parity gave."""
         return self._mending is not None and self._mending.was_needed(name)
 
-    def _helped(self, kind: VolumeKind, name: bytes, size: int, work: Callable[[Read, int], T]) -> T:
-        """What `work` makes of a volume: of a way to read it, and its size."""
+    def _opening(self, kind: VolumeKind, name: bytes, size: int, work: Callable[[Opener, Read, int], T]) -> T:
+        """What `work` makes of a volume: of its opener, a way to read it, and its size."""
+
+        def mended(read: Read, size: int) -> T:
+            # Its header may be damaged so that it makes an opener, which then opens nothing.
+            other = self._opened(kind, name, read)
+            found = work(other, read, size)
+            self._keep(name, other)
+            return found
+
+        return self._helped(
+            kind, name, size, lambda read, size: work(self.opener(kind, name), read, size), mended
+        )
+
+    def _helped(self, kind: VolumeKind, name: bytes, size: int, work: Callable[[Read, int], T],
+                mended: Callable[[Read, int], T] | None = None) -> T:  # fmt: skip
+        """What `work` makes of a volume, of a way to read it, and its size; where it is damaged, what `mended` makes of it as its
+        parity has it."""
         path = object_name(kind, name)
 
         def read(offset: int, length: int) -> bytes:
             return self._read(path, offset, length)
 
-        try:
+        with contextlib.suppress(Damaged):
             return work(read, size)
-        except Damaged:
-            if self._mending is None:
-                raise
         # It may have been one read that went wrong, or a file that another process has put right since it was opened here.
-        self.storage.let_go((path,))
-        return self._mending.helped(name, path, size, read, work)
+        self._look_anew(kind, name)
+        if self._mending is None:
+            return work(read, size)
+        return self._mending.helped(name, path, size, read, work, mended or work)
 
     def _read(self, path: str, offset: int, length: int) -> bytes:
         """A part of a volume.  A place that the disk does not give back any more is damage, which the rest of the repository

@@ -10,7 +10,7 @@ LISTED = 10_000
 
 
 class Problem(NamedTuple):
-    """Damage.  `kind`: event, config, key, volume, blob or tree; `where` names the object, the blob, or a path in a snapshot."""
+    """Damage.  `kind`: event, config, key, volume, parity, blob or tree; `where`: the object or blob, or a path in a snapshot."""
 
     kind: str
     message: str

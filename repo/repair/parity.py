@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from snapfs.repo.errors import StorageError
 from snapfs.repo.format import labels as L
 from snapfs.repo.format.parity import Builder, Shape
+from snapfs.repo.index import IndexBroken
 from snapfs.repo.model import MiB, VolumeKind
 from snapfs.repo.progress import SILENT, Progress
 from snapfs.repo.repository import Repository
@@ -76,7 +78,10 @@ def keep_parity(
         finally:
             repository.storage.sync_names()
         if damaged:
-            repository.note_damaged(damaged)
+            with contextlib.suppress(
+                IndexBroken
+            ):  # which the next look at it makes anew, and then knows of them
+                repository.note_damaged(damaged)
     found = look(repository)
     found.written, found.damaged = written, [object_name(listing[name][0], name) for name in damaged]
     return found
