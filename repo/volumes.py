@@ -159,9 +159,8 @@ class Volumes:
 
         def work(opener: Opener, read: Read, size: int) -> tuple[Opener, layout.Tail, memoryview]:
             tail, data = self._tail(opener, path, size, read)
-            for _ in layout.directory_plain(
-                opener, tail, data
-            ):  # here, and not only where it is read part by part
+            # Damage is to be met here, and not only where it is read part by part.
+            for _ in layout.directory_plain(opener, tail, data):
                 pass
             return opener, tail, data
 
