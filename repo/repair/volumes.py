@@ -160,7 +160,15 @@ class _Mending:
         return [*found, Salvage(volumes, kind, name, image=image)] if image else found
 
     def _make_whole(self, name: bytes, kind: VolumeKind) -> bool:
-        """With the help of its parity, if that reaches.  What it takes the place of has nothing that it has not."""
+        """With the help of its parity, if that reaches: at a second try, too, since a read may go wrong once."""
+        for _ in range(2):
+            if self._try_whole(name, kind):
+                return True
+            self._repository.volumes.renewed(kind, name)
+        return False
+
+    def _try_whole(self, name: bytes, kind: VolumeKind) -> bool:
+        """What the whole volume takes the place of has nothing that it has not."""
         repository, path = self._repository, object_name(kind, name)
         new = repository.storage.create()
         try:
