@@ -13,17 +13,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from snapfs.repo.backup import files, sources
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.entries import EntryReader
 from snapfs.repo.backup.files import Content, FileReader
+from snapfs.repo.backup.nodes import make_node
 from snapfs.repo.backup.options import BackupOptions
+from snapfs.repo.backup.parents import Earlier
 from snapfs.repo.backup.patterns import Excludes
 from snapfs.repo.errors import SnapshotNotFound, UsageError
+from snapfs.repo.format import records
 from snapfs.repo.model import KiB, Kind, MiB, NodeType
 from snapfs.repo.query.dump import dump_tar
 from snapfs.repo.restore import RestoreOptions, restore
@@ -475,8 +480,42 @@ def test_skip_if_unchanged(tmp_path: Path) -> None:
     result = desk.backup(skip_if_unchanged=True)
     assert result.skipped
     assert result.snapshot is None
+    # A parent that was named may be of another host, or of other paths: then there is no such snapshot yet.
+    newest = desk.snapshot()
+    assert not desk.backup(skip_if_unchanged=True, parent=newest, host=b"another").skipped
     (desk.source / "f").write_bytes(b"x")
     assert not desk.backup(skip_if_unchanged=True).skipped
+
+
+def test_times_that_no_record_holds(tmp_path: Path) -> None:
+    """Of 1601, as other systems write it for none, and of 2600: the nearest is kept, and the backup goes on."""
+
+    def status(ns: int) -> Any:
+        plain = dict.fromkeys(("st_uid", "st_gid", "st_rdev"), 0)
+        return SimpleNamespace(
+            st_mode=0o100644, st_nlink=1, st_mtime_ns=ns, st_ctime_ns=ns, st_atime_ns=ns, **plain
+        )
+
+    year = 365 * 86400 * 10**9
+    for ns, kept in ((-369 * year, -(2**63)), (630 * year, 2**64 - 1), (-5, -5), (2**63, 2**63)):
+        made = make_node(b"f", status(ns), with_atime=True, size=0)
+        assert (made.mtime, made.ctime, made.atime) == (kept, kept, kept)
+        assert records.decode_node(msgspec.Raw(records.encode(made)), "it") == made
+
+
+def test_an_unchanged_file_is_of_whom_it_is_seen_to_be(tmp_path: Path) -> None:
+    """From another user namespace, say, or a disk that was mounted otherwise: that changes no time of a file."""
+    desk = Desk(tmp_path, {b"f": File(b"x")})
+    snapshot = desk.snapshot()
+    with desk.open() as repository:
+        node = repository.trees.resolve(snapshot.record.root, os.fsencode(desk.source / "f"))
+    entries = object.__new__(EntryReader)
+    entries._with_atime, entries.with_xattrs = False, 0
+    there = os.stat(desk.source / "f")
+    status: Any = SimpleNamespace(st_nlink=1, st_uid=12345, st_gid=54321, st_mode=0o100600, st_atime_ns=0)
+    taken = entries.reuse(b"f", status, Earlier(node, b"raw", 0))
+    assert (taken.node.uid, taken.node.gid, taken.node.mode, taken.raw) == (12345, 54321, 0o600, None)
+    assert entries.reuse(b"f", there, Earlier(node, b"raw", 0)).raw == b"raw"
 
 
 def test_time_tags_host_and_user(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import grp
 import os
 import pwd
 import random
+import shutil
 import socket
 import stat
 import time
@@ -17,16 +18,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
+from snapfs.repo.blobs import BlobReader
 from snapfs.repo.content import Span
-from snapfs.repo.errors import SnapfsError, TargetError, UsageError
+from snapfs.repo.errors import Damaged, SnapfsError, StorageError, TargetError, UsageError
 from snapfs.repo.model import BlobId, Holes, KiB, Kind, Location, MiB, Node, NodeType, VolumeKind, Xattr
 from snapfs.repo.progress import Progress
 from snapfs.repo.repository import Repository
-from snapfs.repo.restore import Overwrite, RestoreOptions, RestoreResult, Selection, restore
+from snapfs.repo.restore import Overwrite, RestoreOptions, RestoreResult, Selection, directories, restore
 from snapfs.repo.restore import folders as folders_module
 from snapfs.repo.restore import small as small_module
 from snapfs.repo.restore._making import make_files
@@ -35,6 +38,7 @@ from snapfs.repo.restore.walk import stripped
 from snapfs.repo.trees import DirectoryWriter
 from snapfs.repo.volumes import Volumes
 from support import repositories
+from support.trees import File, make, noise
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
@@ -555,6 +559,76 @@ def test_leading_components_are_left_out(case: Case) -> None:
     assert files_below(case.target) == expected
     assert (case.target / "link1").samefile(case.target / "ann" / "link2")
     assert (result.errors, result.directories) == (0, 2)
+
+
+def test_folders_that_become_one_in_a_new_target(case: Case) -> None:
+    """Left out is what told them apart: nothing may be taken for new because the target is."""
+    make(
+        case.source,
+        {b"x/d/f1": File(b"1"), b"y/d/f2": File(b"2"), b"x/same": File(b"a"), b"y/same": File(b"b")},
+    )
+    result = case.restore(strip_components=1)
+    assert (result.errors, case.told.errors) == (0, [])
+    assert files_below(case.target) == ["d", "d/f1", "d/f2", "same"]
+
+
+def test_what_a_file_system_cannot_reserve_is_read_as_zeros(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros that had their place on the disk: the C library reads where it cannot reserve, and may not."""
+    with open(case.source / "image", "wb") as f:
+        f.truncate(30 << 20)
+        os.posix_fallocate(f.fileno(), 8 << 20, 12 << 20)
+
+    def refuse(fd: int, start: int, length: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert case.restore().errors == 0
+    assert (case.target / "image").read_bytes() == bytes(30 << 20)
+
+    def full(fd: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    shutil.rmtree(case.target)
+    with pytest.raises(TargetError, match="No space left"):
+        case.restore()
+
+
+def test_attributes_that_the_repository_has_lost_are_damage(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is there, and that is not all of it: exit code 20.  A repository that is gone ends the restore."""
+    make(case.source, {b"f": File(b"content", xattrs={"user.large": noise(2000, 1)})})
+    reading, error = BlobReader.get, Damaged("frame 3 is damaged", "trees/ab/cd")
+
+    def get(self: BlobReader, blob: BlobId, kind: Kind) -> bytes:
+        if kind is Kind.XATTR:
+            raise error
+        return reading(self, blob, kind)
+
+    monkeypatch.setattr(BlobReader, "get", get)
+    result = case.restore()
+    assert (result.errors, result.damaged, result.warnings) == (1, 1, 0)
+    assert "extended attributes lost, as the repository is damaged" in case.told.errors[0]
+    assert (case.target / "f").read_bytes() == b"content"
+    shutil.rmtree(case.target)
+    error = StorageError("repository: cannot read it: No such device", errno.ENODEV)  # type: ignore[assignment]
+    with pytest.raises(StorageError, match="No such device"):
+        case.restore()
+
+
+def test_what_could_not_be_deleted_is_an_error(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(case.source, {b"f": File(b"x")})
+    case.restore()
+    (case.target / "extra").touch()
+    monkeypatch.setattr(
+        directories, "remove", Mock(side_effect=PermissionError(1, "Operation not permitted"))
+    )
+    result = case.restore(delete=True, backup=False)
+    assert (result.errors, result.deleted) == (1, 0)
+    assert "not deleted: Operation not permitted" in case.told.errors[0]
 
 
 def test_stripped() -> None:

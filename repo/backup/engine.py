@@ -142,6 +142,7 @@ class _Run:
         if (
             self.parent is None
             or not self.parent.record.complete
+            or (self.parent.record.host, {*self.parent.record.paths}) != (self.options.host, {*self.paths})
             or len(self.earlier) > 1
             or self.walker.changed
         ):

@@ -158,8 +158,13 @@ class EntryReader:
         atime = st.st_atime_ns if self._with_atime else None
         if node.xattrs is not None:
             self.with_xattrs += 1
-        if (node.link, node.links, node.user, node.group, node.atime) != (link, links, user, group, atime):
-            node = replace(node, link=link, links=links, user=user, group=group, atime=atime)
+        # Owners and mode as they are seen from here, another user namespace say, which changes no time of a file.
+        uid, gid, mode = st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)
+        now = (link, links, user, group, atime, uid, gid, mode)
+        if (node.link, node.links, node.user, node.group, node.atime, node.uid, node.gid, node.mode) != now:
+            node = replace(
+                node, link=link, links=links, user=user, group=group, atime=atime, uid=uid, gid=gid, mode=mode
+            )
             raw = None
         return Taken(node, raw, "unchanged")
 

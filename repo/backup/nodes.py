@@ -83,9 +83,14 @@ def make_node(name: bytes, st: os.stat_result | Status, *, with_atime: bool = Fa
     device = (os.major(st.st_rdev), os.minor(st.st_rdev)) if kind in DEVICES else None
     return Node(
         name, kind, stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, user_name(st.st_uid), group_name(st.st_gid),
-        st.st_mtime_ns, st.st_ctime_ns, size, data, blobs, root, device, xattrs, link, holes, None, changed,
-        st.st_atime_ns if with_atime else None, st.st_nlink if link is not None else None,
+        _kept(st.st_mtime_ns), _kept(st.st_ctime_ns), size, data, blobs, root, device, xattrs, link, holes, None, changed,
+        _kept(st.st_atime_ns) if with_atime else None, st.st_nlink if link is not None else None,
     )  # fmt: skip
+
+
+def _kept(time: int) -> int:
+    """A time in ns, or the nearest that a record holds, 1677-09-21 or 2554-07-21: other systems write 1601 for none."""
+    return min(max(time, -(2**63)), 2**64 - 1)
 
 
 def by_descriptor(dir_fd: int, name: bytes) -> str:

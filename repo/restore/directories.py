@@ -44,7 +44,9 @@ def open_target(path: bytes, options: RestoreOptions) -> Folder:
         raise TargetError(path, f"cannot be the target: {reason}") from error
     if fresh:
         drop_inherited(fd, ACL_ACCESS, ACL_DEFAULT)
-    return Folder(b"", fd, fresh, inherits=has_default_acl(fd), apply=fresh or options.root_metadata)
+    # Stripped of what is above them, folders of several origins become one: there may be something of that name.
+    new = fresh and not options.strip_components
+    return Folder(b"", fd, new, inherits=has_default_acl(fd), apply=fresh or options.root_metadata)
 
 
 class Directories:

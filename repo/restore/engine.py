@@ -86,13 +86,18 @@ class _Restore:
         self.result = RestoreResult()
         self._chain = Chain(open_target(target, options))
         metadata = Metadata(
-            repository.contents, options.ownership_by_name, options.untrusted, self._warn, self._unowned
+            repository.contents,
+            options.ownership_by_name,
+            options.untrusted,
+            self._warn,
+            self._attributes_lost,
+            self._unowned,
         )
         self._ahead = Ahead(repository, pool)
         filling = Filling(repository, self._ahead, pool, progress)
         self._small = SmallFiles(options, self._ahead, maker, self._made, self._make_again)
         self._entries = Entries(options, self._chain, filling, metadata, self._warn)
-        self._directories = Directories(repository, target, options, metadata, progress, self._warn)
+        self._directories = Directories(repository, target, options, metadata, progress, self._stays)
         self._pending: list[Step] = []
         """Directories that were entered and are made when something in them is."""
         self._dead: int | None = None
@@ -241,12 +246,20 @@ class _Restore:
             reason = "another entry has this name already: does this file system tell upper from lower case?"
         self._report(path, reason)
 
-    def _lost(self, path: bytes, error: RepositoryError) -> None:
+    def _lost(self, path: bytes, error: RepositoryError, what: str = "lost") -> None:
         one = isinstance(error, Damaged) or (isinstance(error, StorageError) and error.errno in _ONE_VOLUME)
         if not one:
             raise error
         self.result.damaged += 1
-        self._report(path, f"lost, as the repository is damaged: {error}")
+        self._report(path, f"{what}, as the repository is damaged: {error}")
+
+    def _attributes_lost(self, path: bytes, error: RepositoryError) -> None:
+        self._lost(path, error, "extended attributes lost")
+
+    def _stays(self, path: bytes, reason: str) -> None:
+        """What --delete was to take away."""
+        self.result.errors += 1
+        self._progress.error(TargetError(self._shown(path), reason))
 
     def _report(self, path: bytes, reason: str) -> None:
         self._chain.top.failed = True

@@ -5,6 +5,7 @@ The hole map is believed only where the content agrees: bytes that are not zero 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ class Filling:
             for span, holes in spans_with_holes(self._contents.spans(node), self._contents.holes(node)):
                 if span.id is None:
                     for start, end in between(span.offset, span.offset + span.size, holes):
-                        os.posix_fallocate(fd, start, end - start)  # zeros that had their place on the disk
+                        _reserve(fd, start, end - start)
                     self._progress.advance(bytes=span.size)
                     continue
                 if len(running) == _IN_FLIGHT:
@@ -128,3 +129,13 @@ def data_between(data: bytes, offset: int, holes: Holes) -> Iterator[tuple[int, 
         at = end
     if at < len(data):
         yield at, len(data)
+
+
+def _reserve(fd: int, start: int, length: int) -> None:
+    """Give zeros their place on the disk, as they had it, where the file system can: they are read as zeros in any case."""
+    try:
+        os.posix_fallocate(fd, start, length)
+    except OSError as error:
+        # The C library reads what it cannot ask the file system to reserve, which this descriptor is not for (EBADF).
+        if error.errno not in (errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise

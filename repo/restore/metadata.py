@@ -68,15 +68,16 @@ def drop_inherited(fd: int, *names: bytes) -> None:
 
 
 class Metadata:
-    """`unowned` is called once, when root itself may not set owners: the file system keeps none."""
+    """`lost` is told of attributes that the repository cannot give; `unowned` is called once, when root itself may not set
+    owners: the file system keeps none."""
 
-    def __init__(
-        self, contents: Contents, by_name: bool, untrusted: bool, warn: Warn, unowned: Callable[[], None]
-    ) -> None:
+    def __init__(self, contents: Contents, by_name: bool, untrusted: bool, warn: Warn,
+                 lost: Callable[[bytes, RepositoryError], None], unowned: Callable[[], None]) -> None:  # fmt: skip
         self._contents = contents
         self._by_name = by_name
         self._untrusted = untrusted
         self._warn = warn
+        self._lost = lost
         self._unowned = unowned
         self._user = os.geteuid()
         self._said_unowned = False
@@ -161,7 +162,7 @@ class Metadata:
                 if not (self._untrusted and name.startswith(PRIVILEGED_XATTRS)):
                     os.setxattr(where, name, value)
             except RepositoryError as error:
-                self._warn(path, f"extended attributes lost: {error}")
+                self._lost(path, error)
                 return
             except (OSError, ValueError) as error:
                 shown = name.decode("utf-8", "backslashreplace")
