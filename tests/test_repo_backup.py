@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from snapfs.repo.backup import files, sources
+from snapfs.repo.backup import files, sources, ticks
 from snapfs.repo.backup.engine import backup
 from snapfs.repo.backup.entries import EntryReader
 from snapfs.repo.backup.files import Content, FileReader
@@ -27,9 +27,11 @@ from snapfs.repo.backup.nodes import make_node
 from snapfs.repo.backup.options import BackupOptions
 from snapfs.repo.backup.parents import Earlier
 from snapfs.repo.backup.patterns import Excludes
+from snapfs.repo.backup.ticks import Ticks
 from snapfs.repo.errors import SnapshotNotFound, UsageError
 from snapfs.repo.format import records
 from snapfs.repo.model import KiB, Kind, MiB, NodeType
+from snapfs.repo.query.compare import diff
 from snapfs.repo.query.dump import dump_tar
 from snapfs.repo.restore import RestoreOptions, restore
 from snapfs.repo.state import StoredSnapshot
@@ -485,6 +487,80 @@ def test_skip_if_unchanged(tmp_path: Path) -> None:
     assert not desk.backup(skip_if_unchanged=True, parent=newest, host=b"another").skipped
     (desk.source / "f").write_bytes(b"x")
     assert not desk.backup(skip_if_unchanged=True).skipped
+
+
+def test_what_was_written_just_before_it_was_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a later write may have left no trace in its times: small files and large ones, and all names of one."""
+    tree = {
+        b"small": File(b"x" * 100),
+        b"large": File(noise(300_000)),
+        b"one": File(noise(200_000, 1)),
+        b"other": Name(of=b"one"),
+    }
+    desk = Desk(tmp_path, tree)
+
+    def marks(snapshot: StoredSnapshot) -> set[int]:
+        with desk.open() as repository:
+            return {
+                repository.trees.resolve(
+                    snapshot.record.root, os.fsencode(desk.source / os.fsdecode(name))
+                ).changed
+                for name in tree
+            }
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ticks, "tick_of", lambda major, minor: 10**15)
+        first = desk.snapshot()
+        assert marks(first) == {2}
+        assert desk.snapshot().record.totals.files_unmodified == 0
+    # Behind the interpreter's back, as far as times can tell: only a second reading sees it.
+    second = desk.snapshot()
+    assert (second.record.totals.files_unmodified, second.record.errors) == (0, 0)
+    assert marks(second) == {0}
+    assert desk.snapshot().record.totals.files_unmodified == 4
+    with desk.open() as repository:
+        compared = [
+            c
+            for c in diff(repository, first.record.root, second.record.root, metadata=True)
+            if b"source/" in c.path
+        ]
+    assert compared == [], "that is nothing to tell people of"
+
+
+TICK_OF = ticks.tick_of
+"""As it is, before conftest.py says otherwise."""
+
+
+def test_ticks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    st = os.stat(tmp_path)
+    clock = Ticks()
+    monkeypatch.setattr(ticks, "tick_of", lambda major, minor: 20_000_000)
+    assert clock.may_repeat(st, st.st_ctime_ns + 19_999_999)
+    assert not clock.may_repeat(st, st.st_ctime_ns + 20_000_000)
+    monkeypatch.setattr(ticks, "tick_of", lambda major, minor: 0)
+    assert not Ticks().may_repeat(st, st.st_ctime_ns)
+
+
+@pytest.mark.parametrize(
+    ("kind", "release", "expected"),
+    [
+        ("ext4", "6.13.0", 0), ("ext4", "6.1.0-28-amd64", 20_000_000), ("tmpfs", "7.0-rc1", 0), ("ramfs", "6.18.4", 20_000_000),
+        ("vfat", "6.18", 2_000_000_000), ("fuse.sshfs", "6.18", 20_000_000), ("", "6.18", 20_000_000),
+    ],
+)  # fmt: skip
+def test_the_tick_of_a_file_system(
+    kind: str, release: str, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "22 1 0:20 / /proc rw - proc proc rw\n"
+        + (f"23 1 8:1 / / rw,x shared:1 - {kind} /dev/sda rw\n" if kind else "")
+    )
+    monkeypatch.setattr(ticks, "_MOUNTS", str(table))
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    assert TICK_OF(8, 1) == expected
 
 
 def test_times_that_no_record_holds(tmp_path: Path) -> None:

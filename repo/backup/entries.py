@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from snapfs.repo.backup import _reading as reading
 from snapfs.repo.backup.files import Content, FileReader, Status
 from snapfs.repo.backup.nodes import by_descriptor, group_name, make_node, read_xattrs, user_name
 from snapfs.repo.backup.parents import Earlier
+from snapfs.repo.backup.ticks import Ticks
 from snapfs.repo.content import Contents
 from snapfs.repo.errors import SourceError
 from snapfs.repo.model import BlobId, Kind, MiB, Node, Xattr
@@ -31,8 +33,10 @@ SMALL_BYTES = MiB
 """Small files are read in groups of so many bytes at most."""
 
 Report = Callable[[SourceError], None]
-Small = tuple[reading.Status, bytes]
-"""The status of a file while it was open, and its content."""
+Small = tuple[reading.Status, bytes, bool]
+"""The status of a file while it was open, its content, and whether its times may repeat."""
+AGAIN, WRITTEN_MEANWHILE = 2, 1
+"""Node.changed: its times may not tell a later write; it was written each time it was read."""
 
 
 class Taken(NamedTuple):
@@ -62,10 +66,12 @@ class EntryReader:
         self._contents = contents
         self._report = report
         self._with_atime = with_atime
-        self._links: OrderedDict[tuple[int, ...], Content] = OrderedDict()
+        self._links: OrderedDict[tuple[int, ...], tuple[Content, int]] = OrderedDict()
+        """Content by status, and when its reading began."""
         self._ordinals: dict[int, int] = {}
         self._euid = os.geteuid()
         self._buffer = bytearray()
+        self._ticks = Ticks()
         self._trusting = trusting
         self.filesystems: list[bytes] = []
         self.with_xattrs = 0
@@ -80,15 +86,18 @@ class EntryReader:
         """Files below SMALL_BYTES in all, each FileReader.is_small, in one go; None for one that file() has to read."""
         if not self._buffer:
             self._buffer = bytearray(SMALL_BYTES)
-        return reading.read_small(dir_fd, names, statuses, self._euid, self._buffer)
+        now, may_repeat = time.time_ns(), self._ticks.may_repeat
+        found = reading.read_small(dir_fd, names, statuses, self._euid, self._buffer)
+        return [None if one is None else (*one, may_repeat(one[0], now)) for one in found]
 
     def small(self, name: bytes, read: Small, was: Sequence[Earlier]) -> Taken:
         """A file that read_small has read."""
-        st, data = read
+        st, data, may_repeat = read
         content = self._reader.whole(data, st.st_uid)
         node = make_node(
-            name, st, with_atime=self._with_atime, size=content.size, data=content.data, blobs=content.blobs
-        )
+            name, st, with_atime=self._with_atime, size=content.size, data=content.data, blobs=content.blobs,
+            changed=AGAIN if may_repeat else 0,
+        )  # fmt: skip
         return Taken(node, None, "changed" if was else "new")
 
     def file(self, dir_fd: int, name: bytes, path: bytes, st: Status, was: Sequence[Earlier]) -> Taken:
@@ -171,7 +180,8 @@ class EntryReader:
     def _read(self, fd: int, name: bytes, path: bytes, st: Status) -> Node:
         """Read a file; once more if it changed meanwhile; flagged if it changed again."""
         link = self._link(st, path) if st.st_nlink > 1 else None
-        content = self._links.get(_stamp(st)) if link is not None else None
+        known = self._links.get(_stamp(st)) if link is not None else None
+        content, now = known or (None, time.time_ns())
         changed = 0
         if content is None:
             content = self._reader.file(fd, st)
@@ -180,15 +190,17 @@ class EntryReader:
                 if not stat.S_ISREG(after.st_mode):
                     raise OSError(0, "became something else while it was read")
                 os.lseek(fd, 0, os.SEEK_SET)
-                st = after
+                st, now = after, time.time_ns()
                 content = self._reader.file(fd, st)
                 if _stamp(os.fstat(fd)) != _stamp(st):
-                    changed = 1
+                    changed = WRITTEN_MEANWHILE
                     self._report(SourceError(path, "changed while it was read, twice: stored as it was read"))
             if link is not None and not changed:
-                self._links[_stamp(st)] = content
+                self._links[_stamp(st)] = content, now
                 if len(self._links) > _LINKS:
                     self._links.popitem(last=False)
+        if not changed and self._ticks.may_repeat(st, now):
+            changed = AGAIN
         return make_node(
             name, st, with_atime=self._with_atime, link=link, xattrs=self.xattrs(fd, path), changed=changed,
             size=content.size, data=content.data, blobs=content.blobs, root=content.root, holes=content.holes,

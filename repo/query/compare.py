@@ -155,7 +155,7 @@ def _blobs_of(node: Node) -> object:
 def _metadata(node: Node) -> object:
     return (
         node.mode, node.uid, node.gid, node.user, node.group, node.mtime, node.ctime, node.atime, node.xattrs, node.link,
-        node.changed,
+        node.changed == 1,
     )  # fmt: skip
 
 
