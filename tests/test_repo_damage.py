@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from snapfs.repo import salvage
 from support import repositories
 from support.micro import Micro
-from support.readable import flip, harm
+from support.readable import flip
 from support.torture import Rounds
 
 pytestmark = pytest.mark.torture
@@ -130,14 +129,5 @@ def test_objects_of_another_repository_with_the_same_password(
 def test_what_disks_do(micro: Micro, rounds: Rounds) -> None:
     """Sectors, zeros, several bits, several objects at once."""
     for seed in rounds.seeds(60):
-        chance = random.Random(seed)
-        micro.reset(keep_index=chance.random() < 0.5)
-        harmed = [
-            (path, harm(path, chance)) for path in chance.sample(micro.objects, chance.choice((1, 1, 2, 4)))
-        ]
-        if all(
-            path.read_bytes() == (micro._saved / path.relative_to(micro.folder)).read_bytes()
-            for path, _ in harmed
-        ):
-            continue  # zeros over zeros
-        micro.judge(str(harmed), restored=seed % 4 == 0, several=True)
+        if harmed := micro.harm(seed):
+            micro.judge(harmed, restored=seed % 4 == 0, several=True)

@@ -41,7 +41,7 @@ from snapfs.repo.volumes import Volumes
 from support import parity as twin
 from support import repositories, same
 from support.micro import Micro
-from support.readable import flip, harm
+from support.readable import flip
 from support.rotations import change_keys
 from support.torture import Rounds
 from support.trees import File, make, noise
@@ -278,17 +278,8 @@ def test_every_bit_of_volumes_and_parity(micro: Micro, rounds: Rounds) -> None:
 def test_what_disks_do_to_a_repository_with_parity(micro: Micro, rounds: Rounds) -> None:
     """As to one without it: what is lost is named, and nothing wrong is shown."""
     for seed in rounds.seeds(40):
-        chance = random.Random(seed)
-        micro.reset(keep_index=chance.random() < 0.5)
-        harmed = [
-            (path, harm(path, chance)) for path in chance.sample(micro.objects, chance.choice((1, 1, 2, 4)))
-        ]
-        if all(
-            path.read_bytes() == (micro._saved / path.relative_to(micro.folder)).read_bytes()
-            for path, _ in harmed
-        ):
-            continue
-        micro.judge(str(harmed), restored=seed % 4 == 0, several=True)
+        if harmed := micro.harm(seed):
+            micro.judge(harmed, restored=seed % 4 == 0, several=True)
 
 
 class Kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from snapfs.repo.repository import Repository
 from snapfs.repo.restore.engine import restore
 from snapfs.repo.restore.options import RestoreOptions
 from support import repositories, same
+from support.readable import harm
 from support.trees import File, Symlink, make, noise
 
 OBJECTS = ("config", "keys", "events", "data", "trees", "parity")
@@ -66,6 +68,16 @@ class Micro:
             shutil.rmtree(self.folder / part, ignore_errors=True)
             if keep_index or part == "state":
                 shutil.copytree(self._saved / part, self.folder / part)
+
+    def harm(self, seed: int) -> str:
+        """Damage some of its objects as disks do; says what was done, or nothing if that changed nothing (zeros over zeros)."""
+        chance = random.Random(seed)
+        self.reset(keep_index=chance.random() < 0.5)
+        harmed = [
+            (path, harm(path, chance)) for path in chance.sample(self.objects, chance.choice((1, 1, 2, 4)))
+        ]
+        changed = any(path.read_bytes() != self._bytes[path] for path, _ in harmed)
+        return str(harmed) if changed else ""
 
     def judge(
         self,
