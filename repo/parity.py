@@ -66,18 +66,10 @@ class Parity:
 
     def write(self, volume: bytes, data: bytes) -> None:
         """Durable but for its name, which takes Storage.sync_names(), as that of a volume."""
-        name, new = object_name(volume), self._storage.create()
-        try:
-            new.write(data)
-            if new.read(0, len(data) + 1) != data:
-                raise Damaged(
-                    "does not read back as it was written: is the memory of this machine sound?", name
-                )
-            new.sync()
-            new.publish(name)
-        finally:
-            new.discard()
-        self._storage.let_go((name,))  # of one that was damaged, and that this took the place of
+        self._storage.write(object_name(volume), data)
+        self._storage.let_go(
+            (object_name(volume),)
+        )  # of one that was damaged, and that this took the place of
 
     def differs(self, volume: bytes, data: bytes) -> str:
         """What is wrong with the parity of a volume, which ought to be `data`; nothing if it is so."""
@@ -91,12 +83,10 @@ class Parity:
     def remove(self, volumes: list[bytes]) -> None:
         self._storage.remove_all(map(object_name, volumes))
 
-    def remove_all(self) -> list[int]:
-        """The sizes of what was removed.  The marker goes first: nobody who begins now writes more."""
+    def remove_all(self) -> None:
+        """The marker goes first: nobody who begins now writes more."""
         self._storage.remove(MARKER)
-        found = self.listing()
-        self.remove(list(found))
-        return list(found.values())
+        self.remove(list(self.listing()))
 
     def mender(self, volume: bytes, path: str) -> Mender | None:
         """A reader of the damaged volume at `path`; None if it has no parity, or none that says what it is."""
@@ -104,13 +94,12 @@ class Parity:
         size = self._storage.size(name)
         if size is None:
             return None
-        head = _read(self._storage, name, 0, HEADER)
+        head, own = _read(self._storage, name, 0, HEADER), self._storage.size(path) or 0
         try:
             shapes = [layout.decode_header(head or b"", volume, name)]
         except Damaged:
             # All that is in a header follows from the volume, and its length, but for the last block, from that of the parity.
-            shapes = [Shape(self._storage.size(path) or 0), layout.shape_of(size)]
-        own = self._storage.size(path) or 0
+            shapes = [Shape(own), layout.shape_of(size)]
         for shape in shapes:
             # Of a volume that lacks more than a column nothing can be made, whatever its parity claims that it was.
             if 0 < shape.size <= min(L.VOLUME_SIZE_LIMIT, own + BLOCK * shape.rows) and shape.length == size:

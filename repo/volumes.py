@@ -16,10 +16,10 @@ from typing import TypeVar
 from snapfs.repo.errors import Damaged, OldKeys, StorageError, UnsupportedFormat
 from snapfs.repo.format import frame as framing
 from snapfs.repo.format import labels as L
-from snapfs.repo.format import recipient
 from snapfs.repo.format import volume as layout
-from snapfs.repo.format.envelope import FrameHeader, Header, Opener, Sealer, derive
+from snapfs.repo.format.envelope import FrameHeader, Opener, Sealer
 from snapfs.repo.keys import Keys
+from snapfs.repo.lost_header import likely_headers
 from snapfs.repo.mending import Mending, Read
 from snapfs.repo.model import BlobId, Kind, Location, VolumeKind
 from snapfs.repo.parity import Parity
@@ -250,35 +250,8 @@ class Volumes:
         return self._keys.blob_id(kind, data)
 
     def mended_headers(self, kind: VolumeKind, damaged: bytes) -> Iterator[bytes]:
-        """What the header of a volume may have been: all but the salt is known or follows from it, and the ephemeral key where a
-        machine wrote it that can only back up.  Of these one bit may be wrong, if the commitment is right."""
-        if len(damaged) < L.HEADER_SIZE:
-            return
-        object_kind, end = OBJECTS[kind], L.HEADER_SIZE
-        salt, commitment = damaged[end - 64 : end - 32], damaged[end - 32 : end]
-        extra = damaged[end : L.BACKUP_ONLY_HEADER_SIZE]
-
-        def made(salt: bytes, key: bytes, epoch: int, extra: bytes | None, sure: bool) -> Iterator[bytes]:
-            wrap = L.WRAP_REPOSITORY if extra is None else L.WRAP_BACKUP_ONLY
-            right = derive(key, salt, object_kind, wrap)[1]
-            if not sure or right == commitment:
-                yield Header(
-                    object_kind, self._repository, salt, right, epoch, wrap, extra=extra or b""
-                ).encode()
-
-        for epoch in self._keys.epochs():
-            named = self._keys.sealing(object_kind, epoch)
-            for tried, bit in _one_bit_off(salt):
-                yield from made(tried, named, epoch, None, bit)
-            if len(extra) < L.PUBLIC_KEY_SIZE:
-                continue
-            private = recipient.private_key(named, object_kind)
-            for other, other_bit in _one_bit_off(extra):
-                header = Header(object_kind, self._repository, salt, commitment, extra=other)
-                with contextlib.suppress(Damaged):  # a key that is none
-                    key = recipient.sealing_key(private, header, "")
-                    for tried, bit in [(salt, other_bit)] if other_bit else _one_bit_off(salt):
-                        yield from made(tried, key, epoch, other, bit)
+        """What the header of a volume may have been that begins with these bytes."""
+        return likely_headers(self._keys, self._repository, OBJECTS[kind], damaged)
 
     def _tail(self, opener: Opener, path: str, size: int, read: Read) -> tuple[layout.Tail, memoryview]:
         if size < L.HEADER_SIZE + L.TAIL_SIZE:
@@ -293,14 +266,6 @@ class Volumes:
         if tail.offset >= start:
             return tail, memoryview(end)[tail.offset - start : -L.TAIL_SIZE]
         return tail, memoryview(read(tail.offset, size - tail.offset - L.TAIL_SIZE))
-
-
-def _one_bit_off(value: bytes) -> Iterator[tuple[bytes, bool]]:
-    """These bytes as they are, and with each of their bits flipped: (the bytes, whether one is)."""
-    number = int.from_bytes(value, "big")
-    yield value, False
-    for bit in range(8 * len(value)):
-        yield (number ^ 1 << bit).to_bytes(len(value), "big"), True
 
 
 def open_frame(opener: Opener, number: int, data: bytes | memoryview) -> tuple[FrameHeader, bytes]:

@@ -16,6 +16,7 @@ from snapfs.repo.format import labels as L
 from snapfs.repo.model import DEVICES, TYPES, Extent, Holes, Kind, Node, Xattr
 from snapfs.repo.page_writer import Put
 
+_EARLIEST, _LATEST = -(2**63), 2**64 - 1
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA, errno.ENOSYS)
 
 
@@ -90,7 +91,7 @@ def make_node(name: bytes, st: os.stat_result | Status, *, with_atime: bool = Fa
 
 def _kept(time: int) -> int:
     """A time in ns, or the nearest that a record holds, 1677-09-21 or 2554-07-21: other systems write 1601 for none."""
-    return min(max(time, -(2**63)), 2**64 - 1)
+    return time if _EARLIEST <= time <= _LATEST else _EARLIEST if time < 0 else _LATEST
 
 
 def by_descriptor(dir_fd: int, name: bytes) -> str:

@@ -78,9 +78,8 @@ def keep_parity(
         finally:
             repository.storage.sync_names()
         if damaged:
-            with contextlib.suppress(
-                IndexBroken
-            ):  # which the next look at it makes anew, and then knows of them
+            # Else the next look at the index makes it anew, and it knows of them then.
+            with contextlib.suppress(IndexBroken):
                 repository.note_damaged(damaged)
     found = look(repository)
     found.written, found.damaged = written, [object_name(listing[name][0], name) for name in damaged]

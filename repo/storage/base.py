@@ -70,6 +70,9 @@ class Storage(Protocol):
 
     def create(self) -> NewObject: ...
 
+    def write(self, name: str, data: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
+        """As put, but for the durability of its name, which takes sync_names()."""
+
     def put(self, name: str, data: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
         """Publish a small object durably: create, write, read back, sync, publish, sync_names.  `check` gets what was read
         back, and raises if it is not as meant: then nothing is published.  Raises Damaged if it is not what was written."""

@@ -137,6 +137,10 @@ class LocalStorage:
         return LocalObject(self)
 
     def put(self, name: str, data: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
+        self.write(name, data, check)
+        self.sync_names()
+
+    def write(self, name: str, data: bytes, check: Callable[[bytes], None] = lambda _: None) -> None:
         new = self.create()
         try:
             new.write(data)
@@ -150,7 +154,6 @@ class LocalStorage:
             new.publish(name)
         finally:
             new.discard()
-        self.sync_names()
 
     def sync_names(self) -> None:
         with self._syncing:  # one who finds nothing left to do must not return before the other's fsync has
